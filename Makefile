@@ -1,0 +1,37 @@
+# A fresh machine needs Python 3.11 and make; every target below does its own set-up.
+PYTHON ?= python3
+# The CPU build of torch; on a GPU machine name another, e.g. KONTEXT_TORCH="torch==2.13.0+cu130".
+KONTEXT_TORCH ?= torch==2.13.0
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: .venv/ready
+	$(BIN)/python -m kontext_model.wardrobe demo
+	$(BIN)/kontext run demo/catalogue.csv --sheet demo/contact-sheet.png
+
+test: .venv/ready
+	$(BIN)/pytest
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/ready
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf .venv .kontext demo
+
+# torch goes in first, so that no dependency pulls a CUDA build onto a CPU machine.
+# scikit-image is wanted for one photograph in its wheel, hence --no-deps.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Kontext Batch needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; apt-get update -qq && apt-get install -y -qq python3-venv && $(PYTHON) -m venv .venv; }
+	$(PIP) "$(KONTEXT_TORCH)"
+	$(PIP) --no-deps scikit-image
+	$(PIP) --editable '.[worker,embedded,dev]'
+	touch $@

@@ -1,0 +1,42 @@
+"""`make bench`: every comparison in one run, one table. `--quick` is smaller, for a look; its figures claim nothing."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from bench import images, ingest, pipeline
+from bench.figure import Figure, render
+from orchestrator.local_stack import ensure_stack, stop_stack
+from orchestrator.settings import Settings
+
+
+def main() -> int:
+    """Measure, print the table; 1 when a bar was missed."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=("ingest", "pipeline", "images"), action="append")
+    given = parser.parse_args()
+    chosen = given.only or ["ingest", "pipeline", "images"]
+    repeats = 1 if given.quick else 3
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="kontext-bench-") as scratch:
+        folder = Path(scratch)
+        settings = ensure_stack(Settings(home=folder / "home"))
+        try:
+            if "ingest" in chosen:
+                figures += ingest.measure(folder, rows=100_000 if given.quick else 1_000_000, repeats=repeats)
+            if "pipeline" in chosen:
+                assert settings.broker_url is not None
+                count = 300 if given.quick else 1_500
+                figures += pipeline.measure(folder, settings.broker_url, count=count, repeats=repeats)
+            if "images" in chosen:
+                figures += images.measure(folder, settings, photos=16 if given.quick else 64, repeats=repeats)
+        finally:
+            stop_stack(Settings(home=folder / "home"))
+    print(render(figures))
+    return 0 if all(figure.passed for figure in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

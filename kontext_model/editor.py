@@ -1,0 +1,243 @@
+"""The order of an edit: encode, sample, decode.
+
+Owns the library face. Each stage also works alone, in a process that opened only its part. Refuses everything else: the
+stages live in `text`, `image`, `latents` and `sampling`.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kontext_model import image, latents, sampling, text
+from kontext_model.canvas import Canvas, choose
+from kontext_model.checkpoint import STAGES, Checkpoint, open_checkpoint
+from kontext_model.revision import Defaults
+from kontext_model.text import TextEmbeds
+
+MAX_TOGETHER = 8
+"""Edits sampled in one batch by a call; memory grows with it, speed hardly beyond it."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is asked of the model for one photo. None takes the checkpoint's default, and for a size the canvas's.
+
+    `true_cfg` above 1 together with a negative prompt (the empty one counts) turns true CFG on, at twice the cost.
+    Raises ValueError that names the field when a value cannot be meant.
+    """
+
+    prompt: str
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    true_cfg: float = 1.0
+    negative_prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    fit: str = "pad"
+    sampler: str = "euler"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, not {self.seed}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1, not {self.steps}")
+        for name, value in (("guidance", self.guidance), ("true_cfg", self.true_cfg)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a number from 0, not {value}")
+        for name, choice, table in (("fit", self.fit, image.FITS), ("sampler", self.sampler, sampling.SAMPLERS)):
+            if choice not in table:
+                raise ValueError(f"{name} must be one of {', '.join(table)}, not {choice!r}")
+
+    @property
+    def negative(self) -> str | None:
+        """The negative prompt where it has an effect, else None."""
+        return self.negative_prompt if self.true_cfg > 1 else None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What edits must share to be sampled in one batch."""
+
+    canvas: Canvas
+    steps: int
+    sampler: str
+    has_negative: bool
+
+
+@dataclass(frozen=True)
+class KontextEditor:
+    """A FLUX.1 Kontext checkpoint that edits photos.
+
+    Same photo, edit and seed give the same picture whatever the batch: bit-equal noise, embeddings and condition, and
+    pixels at most one level apart on 99.9 % of the values.
+    """
+
+    checkpoint: Checkpoint
+
+    @classmethod
+    def open(
+        cls,
+        ref: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        revision: str | None = None,
+        parts: frozenset[str] = STAGES,
+        cache_file: Path | None = None,
+    ) -> "KontextEditor":
+        """Open a folder or hub id for the stages in `parts`; see `kontext_model.checkpoint.open_checkpoint`."""
+        return cls(
+            open_checkpoint(ref, device=device, dtype=dtype, revision=revision, parts=parts, cache_file=cache_file)
+        )
+
+    @property
+    def defaults(self) -> Defaults:
+        return self.checkpoint.defaults
+
+    @property
+    def revision(self) -> str:
+        return self.checkpoint.revision
+
+    def __call__(self, images: Sequence[Image.Image], edits: Sequence[Edit]) -> list[Image.Image]:
+        """Edit each image by the edit beside it; results in the same order, each of its own canvas's size.
+
+        Edits of one canvas, step count and sampler run together. Raises ValueError when the lengths differ.
+        """
+        if len(images) != len(edits):
+            raise ValueError(f"{len(images)} images do not pair with {len(edits)} edits: give one edit for each image")
+        photos = [image.to_rgb(each) for each in images]
+        groups: dict[_Group, list[int]] = defaultdict(list)
+        for index, (photo, edit) in enumerate(zip(photos, edits, strict=True)):
+            groups[self._group(photo, edit)].append(index)
+        texts = dict.fromkeys(each for edit in edits for each in (edit.prompt, edit.negative) if each is not None)
+        embeds = {each: self.encode_text([each]) for each in texts}
+        results: dict[int, Image.Image] = {}
+        for group, members in groups.items():
+            for start in range(0, len(members), MAX_TOGETHER):
+                unit = members[start : start + MAX_TOGETHER]
+                pictures = self._edit_unit(group, [photos[i] for i in unit], [edits[i] for i in unit], embeds)
+                results.update(zip(unit, pictures, strict=True))
+        return [results[index] for index in range(len(images))]
+
+    def encode_text(self, texts: Sequence[str]) -> TextEmbeds:
+        """Embed prompts: pooled (B, 768) and sequence (B, text_length, 4096), a row for each text.
+
+        A row is bit-equal whatever stands beside it, so that rows may be stored by their text.
+        """
+        checkpoint = self.checkpoint
+        checkpoint.check_stage("encode")
+        if not texts:
+            raise ValueError("there are no texts to encode")
+        length = self.defaults.text_length
+        with torch.inference_mode():
+            pooled = [text.encode_pooled(checkpoint.tokenizer, checkpoint.text_encoder, each) for each in texts]
+            sequence = [
+                text.encode_sequence(checkpoint.tokenizer_2, checkpoint.text_encoder_2, each, length) for each in texts
+            ]
+            return TextEmbeds(torch.cat(pooled), torch.cat(sequence))
+
+    def encode_images(self, images: Sequence[Image.Image], canvas: Canvas, fit: str = "pad") -> Tensor:
+        """Fit photos to the canvas and encode them as condition tokens (B, canvas.tokens, 64)."""
+        self.checkpoint.check_stage("encode")
+        if not images:
+            raise ValueError("there are no images to encode")
+        with torch.inference_mode():
+            grids = [image.encode(self.checkpoint.vae, image.fit(each, canvas, fit)) for each in images]
+            return latents.pack(torch.cat(grids))
+
+    def sample(
+        self,
+        condition: Tensor,
+        text: TextEmbeds,
+        canvas: Canvas,
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float | Sequence[float],
+        true_cfg: float | Sequence[float] = 1.0,
+        negative: TextEmbeds | None = None,
+        sampler: str = "euler",
+        on_step: sampling.OnStep | None = None,
+    ) -> Tensor:
+        """Denoise to latents (B, canvas.tokens, 64), one row for each row of the condition and each seed.
+
+        `text` and `negative` have B rows, or one for all; `guidance` and `true_cfg` are one number or B. With
+        `negative`, true CFG runs. Raises ValueError when counts or shapes do not fit, Stopped when `on_step` returns
+        False.
+        """
+        checkpoint = self.checkpoint
+        checkpoint.check_stage("sample")
+        batch = len(seeds)
+        expected = (batch, canvas.tokens, latents.TOKEN_CHANNELS)
+        if not batch or tuple(condition.shape) != expected:
+            raise ValueError(
+                f"{batch} seeds on canvas {canvas} need a condition of {expected}, not {tuple(condition.shape)}"
+            )
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, not {steps}")
+        if sampler not in sampling.SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(sampling.SAMPLERS)}, not {sampler!r}")
+        device, dtype = checkpoint.device, checkpoint.dtype
+        with torch.inference_mode():
+            noise = torch.cat([latents.draw_noise(seed, canvas) for seed in seeds])
+            return sampling.denoise(
+                checkpoint.transformer,
+                checkpoint.scheduler.config,
+                latents.pack(noise.to(device, dtype)),
+                condition.to(device, dtype),
+                text.to(device, dtype),
+                canvas,
+                steps,
+                _spread("guidance", guidance, batch),
+                _spread("true_cfg", true_cfg, batch),
+                None if negative is None else negative.to(device, dtype),
+                sampler,
+                on_step,
+            ).contiguous()
+
+    def decode(self, tokens: Tensor, canvas: Canvas) -> list[Image.Image]:
+        """The pictures of latents (B, canvas.tokens, 64), each of exactly the canvas's size.
+
+        Raises FloatingPointError when the latents hold NaN or infinity, as float16 overflow leaves them.
+        """
+        self.checkpoint.check_stage("decode")
+        if not torch.isfinite(tokens).all():
+            raise FloatingPointError("the latents hold NaN or infinity; sample in bfloat16 or float32")
+        with torch.inference_mode():
+            return [image.decode(self.checkpoint.vae, each) for each in latents.unpack(tokens, canvas).split(1)]
+
+    def _group(self, photo: Image.Image, edit: Edit) -> _Group:
+        canvas = choose(photo.width, photo.height, self.defaults.area_px, edit.width, edit.height)
+        steps = self.defaults.steps if edit.steps is None else edit.steps
+        return _Group(canvas, steps, edit.sampler, edit.negative is not None)
+
+    def _edit_unit(
+        self, group: _Group, photos: list[Image.Image], edits: list[Edit], embeds: dict[str, TextEmbeds]
+    ) -> list[Image.Image]:
+        condition = torch.cat(
+            [self.encode_images([photo], group.canvas, edit.fit) for photo, edit in zip(photos, edits, strict=True)]
+        )
+        tokens = self.sample(
+            condition,
+            text.join([embeds[edit.prompt] for edit in edits]),
+            group.canvas,
+            [edit.seed for edit in edits],
+            group.steps,
+            [self.defaults.guidance if edit.guidance is None else edit.guidance for edit in edits],
+            [edit.true_cfg for edit in edits],
+            text.join([embeds[edit.negative or ""] for edit in edits]) if group.has_negative else None,
+            group.sampler,
+        )
+        return self.decode(tokens, group.canvas)
+
+
+def _spread(name: str, value: float | Sequence[float], batch: int) -> list[float]:
+    values = [float(value)] * batch if isinstance(value, (int, float)) else [float(each) for each in value]
+    if len(values) != batch:
+        raise ValueError(f"{len(values)} values of {name} do not fit {batch} images: give one, or one for each")
+    return values

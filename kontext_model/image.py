@@ -1,0 +1,90 @@
+"""Photos to latents and back.
+
+Owns how a photo of any size and mode becomes the canvas's RGB pixels, and the VAE's normalisation. Refuses to open
+files. The VAE takes one picture at a time: on every device as fast as a batch, in constant memory, and a picture's
+pixels never depend on its neighbours.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from kontext_model.canvas import Canvas
+
+WHITE = (255, 255, 255)
+
+
+def to_rgb(photo: Image.Image) -> Image.Image:
+    """Upright 8-bit RGB of a photo of any mode: EXIF rotation applied, transparency laid on white, 16 bits scaled."""
+    photo = ImageOps.exif_transpose(photo)
+    if photo.mode == "RGB":
+        return photo
+    if photo.mode.startswith("I"):  # 16-bit greyscale; converting it straight would clip everything above 255
+        levels = np.asarray(photo, dtype=np.float64) / 257.0
+        return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if photo.has_transparency_data:
+        photo = photo.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", photo.size, (*WHITE, 255)), photo).convert("RGB")
+    return photo.convert("RGB")
+
+
+def fit(photo: Image.Image, canvas: Canvas, mode: str = "pad") -> Image.Image:
+    """The photo as RGB of exactly the canvas's size.
+
+    Its aspect within 2 % of the canvas's, it is resized straight. Otherwise `pad` keeps all of it, centred on white;
+    `crop` fills the canvas and loses the excess on both sides alike; `stretch` distorts. Raises ValueError for another
+    mode.
+    """
+    if mode not in FITS:
+        raise ValueError(f"fit must be one of {', '.join(FITS)}, not {mode!r}")
+    photo = to_rgb(photo)
+    return (FITS[mode] if canvas.needs_padding(*photo.size) else _stretch)(photo, canvas)
+
+
+def encode(vae: Any, picture: Image.Image) -> Tensor:
+    """Normalised latents of an RGB picture: (1, 16, height / 8, width / 8), in the VAE's dtype and on its device.
+
+    The mode of the posterior, not a draw from it. Source: diffusers FluxKontextPipeline._encode_vae_image.
+    """
+    pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0).permute(2, 0, 1).unsqueeze(0)
+    posterior = vae.encode((2.0 * pixels - 1.0).to(vae.device, vae.dtype)).latent_dist
+    return (posterior.mode() - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def decode(vae: Any, latents: Tensor) -> Image.Image:
+    """The RGB picture of one picture's normalised latents (1, 16, height / 8, width / 8).
+
+    Source: FluxKontextPipeline and diffusers VaeImageProcessor.postprocess.
+    """
+    latents = latents.to(vae.device, vae.dtype, memory_format=torch.channels_last)
+    pixels = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+    levels = (pixels * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu().numpy()
+    return Image.fromarray((levels * 255).round().astype(np.uint8))
+
+
+def _stretch(photo: Image.Image, canvas: Canvas) -> Image.Image:
+    size = (canvas.width_px, canvas.height_px)
+    return photo if photo.size == size else photo.resize(size, Image.Resampling.LANCZOS)
+
+
+def _pad(photo: Image.Image, canvas: Canvas) -> Image.Image:
+    scale = min(canvas.width_px / photo.width, canvas.height_px / photo.height)
+    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    padded = Image.new("RGB", (canvas.width_px, canvas.height_px), WHITE)
+    corner = ((canvas.width_px - size[0]) // 2, (canvas.height_px - size[1]) // 2)
+    padded.paste(photo.resize(size, Image.Resampling.LANCZOS), corner)
+    return padded
+
+
+def _crop(photo: Image.Image, canvas: Canvas) -> Image.Image:
+    return ImageOps.fit(photo, (canvas.width_px, canvas.height_px), Image.Resampling.LANCZOS)
+
+
+FITS: Mapping[str, Callable[[Image.Image, Canvas], Image.Image]] = MappingProxyType(
+    {"pad": _pad, "crop": _crop, "stretch": _stretch}
+)

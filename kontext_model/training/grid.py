@@ -1,0 +1,82 @@
+"""Validation pictures: a fixed set edited with the averaged weights, laid out as condition | result | target."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from kontext_model import image, latents, sampling, text
+from kontext_model.training.config import DataConfig, TrainingConfig
+from kontext_model.training.triples import TripleSource, open_source
+
+if TYPE_CHECKING:
+    from kontext_model.training.trainer import Trainer
+
+GAP_PX = 6
+
+
+def draw_grid(trainer: "Trainer") -> Path:
+    """Edit the validation set on the current phase's canvas area; gives the PNG, named by the step."""
+    config = trainer.config
+    source = open_validation(config)
+    phase, _ = config.phase_at(max(0, trainer.step - 1))
+    rows: list[tuple[Image.Image, ...]] = []
+    errors: list[float] = []
+    with trainer.average.applied(trainer.model), torch.inference_mode():
+        for index in range(min(config.validation.count, len(source))):
+            canvas = source.canvas(index, phase.area_px)
+            condition, target = (image.fit(each, canvas, config.data.fit) for each in source.images(index, canvas))
+            result = _edit(trainer, source.prompts(index)[0], condition, canvas, index)
+            errors.append(psnr(result, target))
+            rows.append((condition, result, target))
+    path = trainer.out / "grids" / f"step-{trainer.step:06d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lay_out(rows).save(path)
+    trainer.report(f"step {trainer.step}  validation {np.mean(errors):.2f} dB  {path}")
+    return path
+
+
+def open_validation(config: TrainingConfig) -> TripleSource:
+    """The validation set: drawn from other seeds, or rows of its own."""
+    validation = config.validation
+    return open_source(DataConfig(validation.source, validation.count, validation.first_seed))
+
+
+def _edit(trainer: "Trainer", prompt: str, condition: Image.Image, canvas: Any, seed: int) -> Image.Image:
+    checkpoint = trainer.checkpoint
+    packed = latents.pack(image.encode(checkpoint.vae, condition)).to(checkpoint.device)
+    noise = latents.pack(latents.draw_noise(seed, canvas)).to(checkpoint.device)
+    embeds: text.TextEmbeds = trainer.batches.embed(prompt)
+    tokens = sampling.denoise(
+        trainer.model,
+        checkpoint.scheduler.config,
+        noise,
+        packed,
+        embeds,
+        canvas,
+        trainer.config.validation.steps,
+        [sum(trainer.config.guidance) / len(trainer.config.guidance)],
+    )
+    return image.decode(checkpoint.vae, latents.unpack(tokens, canvas))
+
+
+def psnr(one: Image.Image, other: Image.Image) -> float:
+    """Peak signal-to-noise ratio of two RGB pictures of one size, in decibels."""
+    error = float(np.mean((np.asarray(one, np.float64) - np.asarray(other, np.float64)) ** 2))
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+def lay_out(rows: list[tuple[Image.Image, ...]], across: int = 2) -> Image.Image:
+    """Rows of pictures on one sheet, `across` of them side by side."""
+    width = max(sum(picture.width + GAP_PX for picture in row) for row in rows) + GAP_PX
+    height = max(picture.height for row in rows for picture in row) + GAP_PX
+    down = -(-len(rows) // across)
+    sheet = Image.new("RGB", (width * across, height * down + GAP_PX), (112, 116, 124))
+    for number, row in enumerate(rows):
+        x, y = (number % across) * width + GAP_PX, (number // across) * height + GAP_PX
+        for picture in row:
+            sheet.paste(picture, (x, y))
+            x += picture.width + GAP_PX
+    return sheet

@@ -1,0 +1,41 @@
+"""Fills the latent cache ahead of training with several processes.
+
+Training encodes what it misses by itself; this is for machines with many cores and a fast accelerator.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from kontext_model.checkpoint import open_checkpoint
+from kontext_model.training.config import TrainingConfig
+from kontext_model.training.latent_cache import LatentCache, encoder_digest
+from kontext_model.training.triples import open_source
+
+
+def prefill(config: TrainingConfig, workers: int, report: Callable[[str], None] = print) -> int:
+    """Encode every triple at every phase's area; gives how many files the cache then has for them."""
+    count = len(open_source(config.data))
+    areas = sorted({phase.area_px for phase in config.phases})
+    total = 0
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for area_px in areas:
+            shares = [pool.submit(_fill_share, config, area_px, number, workers) for number in range(workers)]
+            total += sum(share.result() for share in shares)
+            report(f"latents of {count} triples at {area_px} px are cached")
+    return total
+
+
+def _fill_share(config: TrainingConfig, area_px: int, share: int, shares: int) -> int:
+    """Every `shares`-th triple from `share` on, in a process and with a thread of its own."""
+    torch.set_num_threads(1)
+    vae = open_checkpoint(config.checkpoint, parts=frozenset({"decode"})).vae
+    cache = LatentCache(Path(config.out) / "latents", vae, encoder_digest(vae), config.data.fit)
+    source = open_source(config.data)
+    members = range(share, len(source), shares)
+    for index in members:
+        cache.read(source, index, source.canvas(index, area_px))
+    return len(members)

@@ -1,0 +1,97 @@
+"""A training run on disk: its last state, and the averaged weights.
+
+Owns atomic saving and exact resuming. A run needs no saved random state: everything random in a step is drawn from a
+generator seeded by (run seed, step), so the state is the trained weights, their averages, the optimizer and the step.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STATE_NAME = "state.pt"
+
+
+def trained_weights(model: Any) -> dict[str, Tensor]:
+    """The parameters that training changes, by name."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+class Average:
+    """An exponential moving average of a model's trained weights; it follows closely at first."""
+
+    def __init__(self, model: Any, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {name: value.detach().clone().float() for name, value in trained_weights(model).items()}
+
+    def update(self, model: Any, step: int) -> None:
+        """Move towards the model after the step of that number (from 0)."""
+        keep = min(self.decay, (1 + step) / (10 + step))
+        for name, value in trained_weights(model).items():
+            self.shadow[name].lerp_(value.detach().float(), 1 - keep)
+
+    @contextlib.contextmanager
+    def applied(self, model: Any) -> Iterator[None]:
+        """The model with its averaged weights, in evaluation mode, for a while."""
+        weights = trained_weights(model)
+        kept = {name: value.detach().clone() for name, value in weights.items()}
+        training = model.training
+        copy_weights(model, self.shadow)
+        model.eval()
+        try:
+            yield
+        finally:
+            copy_weights(model, kept)
+            model.train(training)
+
+
+def copy_weights(model: Any, weights: dict[str, Tensor]) -> None:
+    """Overwrite the model's parameters of these names. Raises ValueError when a name or shape does not fit."""
+    known = dict(model.named_parameters())
+    for name, value in weights.items():
+        if name not in known or known[name].shape != value.shape:
+            raise ValueError(
+                f"the run's weight {name!r} {tuple(value.shape)} does not fit the model; was its config changed?"
+            )
+        known[name].data.copy_(value)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The generator of everything random in one step."""
+    return torch.Generator("cpu").manual_seed((seed * 1_000_003 + step) % (2**63))
+
+
+def save_state(folder: Path, step: int, model: Any, average: Average, optimizer: Any) -> None:
+    """Write the state after `step` finished steps; the previous one stays whole until the new one is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        "step": step,
+        "model": {name: value.detach() for name, value in trained_weights(model).items()},
+        "average": average.shadow,
+        "optimizer": optimizer.state_dict(),
+    }
+    partial = folder / f".{STATE_NAME}.{os.getpid()}"
+    torch.save(state, partial)
+    partial.replace(folder / STATE_NAME)
+
+
+def load_state(folder: Path, model: Any, average: Average, optimizer: Any) -> int:
+    """Restore a run; gives the number of finished steps, 0 when the folder holds no state."""
+    path = folder / STATE_NAME
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    copy_weights(model, state["model"])
+    average.shadow = {name: value.float() for name, value in state["average"].items()}
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def read_average(folder: Path) -> tuple[dict[str, Tensor], int]:
+    """The averaged weights of a run's last state, and its steps. Raises FileNotFoundError without a state."""
+    state = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
+    return dict(state["average"]), int(state["step"])

@@ -1,0 +1,132 @@
+"""From a run to a checkpoint folder, and the start of the wardrobe's own checkpoint.
+
+Owns which weights go into a shipped folder: the starting checkpoint's parts, the averaged weights of a run, half
+precision on disk.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FluxKontextPipeline, FluxTransformer2DModel
+from peft import LoraConfig as LoraAdapter
+
+from kontext_model.checkpoint import Checkpoint, open_checkpoint
+from kontext_model.checkpoint_maker import build_parts, save_parts
+from kontext_model.revision import Defaults
+from kontext_model.training.autoencoder import AutoencoderConfig, make_autoencoder
+from kontext_model.training.config import TrainingConfig
+from kontext_model.training.run_state import STATE_NAME, copy_weights, read_average
+from kontext_model.wardrobe import PROMPTS
+
+WARDROBE_DEFAULTS = Defaults(area_px=256 * 256, text_length=32, steps=8, guidance=2.5)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The small transformer's widths; the rest is FLUX's."""
+
+    double_blocks: int = 2
+    single_blocks: int = 4
+    heads: int = 5
+    head_width: int = 32
+    axes: tuple[int, int, int] = (8, 12, 12)
+    seed: int = 0
+
+
+def make_transformer(config: TransformerConfig, text_width: int) -> Any:
+    """A FLUX transformer that starts as the identity on its noisy latents: see `start_as_identity`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=config.double_blocks,
+            num_single_layers=config.single_blocks,
+            num_attention_heads=config.heads,
+            attention_head_dim=config.head_width,
+            axes_dims_rope=list(config.axes),
+            joint_attention_dim=text_width,
+            pooled_projection_dim=text_width,
+            guidance_embeds=True,
+        )
+        start_as_identity(model)
+    return model
+
+
+def start_as_identity(model: Any) -> None:
+    """Zero the modulations (adaLN-Zero, Peebles & Xie 2023) and tie output to input: learning starts at once."""
+    for name, module in model.named_modules():
+        if (
+            isinstance(module, torch.nn.Linear)
+            and (".norm" in name or name.startswith("norm_out"))
+            and name.endswith("linear")
+        ):
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+    embed = model.x_embedder
+    torch.nn.init.orthogonal_(embed.weight)
+    torch.nn.init.zeros_(embed.bias)
+    scale = (embed.in_features / embed.out_features) ** 0.5
+    model.proj_out.weight.data.copy_(embed.weight.detach().T * scale)
+    torch.nn.init.zeros_(model.proj_out.bias)
+
+
+def start_wardrobe(folder: Path, vae: AutoencoderConfig, transformer: TransformerConfig) -> Path:
+    """Write the checkpoint that wardrobe training starts from.
+
+    Fitted encoder, fresh decoder and transformer; text encoders with seeded weights that stay as they are; tokenizers
+    that know the prompts' words.
+    """
+    prompts = [prompt for prompts in PROMPTS.values() for prompt in prompts]
+    parts = build_parts("small", seed=transformer.seed, corpus=prompts)
+    parts["vae"] = make_autoencoder(vae)
+    parts["transformer"] = make_transformer(transformer, parts["text_encoder_2"].config.d_model)
+    return save_parts(folder, parts, WARDROBE_DEFAULTS)
+
+
+def export_checkpoint(
+    start: Path, folder: Path, transformer_run: Path | None = None, vae_run: Path | None = None, half: bool = True
+) -> Path:
+    """Write a checkpoint: `start` with the averaged weights of these runs in place of its own; gives the folder.
+
+    Raises FileExistsError when the folder exists and is not empty, ValueError when a run does not fit the start.
+    """
+    checkpoint = open_checkpoint(start)
+    for model, run in ((checkpoint.transformer, transformer_run), (checkpoint.vae, vae_run)):
+        if run is not None and (run / STATE_NAME).exists():
+            copy_weights(model, read_average(run)[0])
+    return save_parts(folder, _parts(checkpoint, half), checkpoint.defaults)
+
+
+def export_lora(config: TrainingConfig, folder: Path) -> Path:
+    """Write a LoRA run's averaged adapter as diffusers' `pytorch_lora_weights.safetensors`; gives the folder.
+
+    Raises ValueError when the configuration trains no LoRA, FileNotFoundError when the run has no state.
+    """
+    if config.lora is None:
+        raise ValueError("the configuration has no [lora] table: export the run as a checkpoint")
+    weights, _ = read_average(Path(config.out))
+    layers = {name.replace(".default.", "."): value.half() for name, value in weights.items()}
+    adapter = LoraAdapter(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=list(config.lora.targets))
+    FluxKontextPipeline.save_lora_weights(
+        str(folder), transformer_lora_layers=layers, transformer_lora_adapter_metadata=adapter.to_dict()
+    )
+    return folder
+
+
+def install_decoder(folder: Path, vae_run: Path) -> None:
+    """Give a starting checkpoint the averaged decoder of a run, so that validation pictures can be read."""
+    vae = open_checkpoint(folder, parts=frozenset({"decode"})).vae
+    copy_weights(vae, read_average(vae_run)[0])
+    vae.save_pretrained(str(folder / "vae"))
+
+
+def _parts(checkpoint: Checkpoint, half: bool) -> Mapping[str, Any]:
+    names = ("vae", "text_encoder", "text_encoder_2", "transformer")
+    parts = {name: getattr(checkpoint, name) for name in (*names, "tokenizer", "tokenizer_2", "scheduler")}
+    if half:
+        for name in names:
+            parts[name] = parts[name].half()
+    return parts

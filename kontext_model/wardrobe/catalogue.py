@@ -1,0 +1,39 @@
+"""A demo catalogue of wardrobe photos: files and a catalogue.csv that names them.
+
+Owns file names and the mix of shapes. Overwrites what an earlier call with the same arguments wrote.
+"""
+
+import csv
+from pathlib import Path
+
+from kontext_model.wardrobe.prompts import PROMPTS
+from kontext_model.wardrobe.world import draw
+
+SHAPES = ((3, 4), (1, 1), (4, 3), (2, 3), (3, 4), (9, 16))
+COLUMNS = ("image", "custom_id", "preset", "prompt", "seed", "description")
+
+
+def write_catalogue(folder: Path, count: int, size_px: int = 512, seed: int = 0) -> Path:
+    """Write `count` photos (area about size_px²; JPEG, every fourth PNG) and their catalogue; gives catalogue.csv.
+
+    Most rows name the preset `flat-lay`; every sixth asks for light grey, every ninth for another background.
+    """
+    photos = folder / "photos"
+    photos.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(count):
+        across, down = SHAPES[number % len(SHAPES)]
+        unit = size_px / (across * down) ** 0.5
+        sample = draw(seed + number, (round(across * unit), round(down * unit)), "flat-lay")
+        kind = "background" if number % 9 == 7 else "grey" if number % 6 == 4 else "flat-lay"
+        name = f"look-{number + 1:0{max(3, len(str(count)))}d}"
+        path = photos / f"{name}.{'png' if number % 4 == 3 else 'jpg'}"
+        sample.photo.save(path, quality=92)
+        preset, prompt = ("flat-lay", "") if kind == "flat-lay" else ("", PROMPTS[kind][0])
+        rows.append((f"photos/{path.name}", name, preset, prompt, number, sample.garment.description))
+    catalogue = folder / "catalogue.csv"
+    with catalogue.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+    return catalogue

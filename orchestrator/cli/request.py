@@ -1,0 +1,112 @@
+"""What a call asks for: its flags, read and checked before anything is started or stored.
+
+Owns `--preset`, `--prompt`, `--set`, `--out`. Refuses what could only fail later, row by row.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kontext_model.revision import CheckpointRef
+from orchestrator.batches import Request, request_of
+from orchestrator.catalogs import Catalogue, CatalogueError, open_catalogue
+from orchestrator.cli.failures import CallError
+from orchestrator.local_stack.servers import BUCKET
+from orchestrator.presets import PRESETS
+from orchestrator.recipes import OPTIONS, PER_JOB, OptionError, read_option
+from orchestrator.settings import Settings
+from orchestrator.storage import StorageError, open_store
+
+EMBEDDED_RESULTS_URI = f"s3://{BUCKET}/results"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One catalogue and what to do with it. `asked` holds option values already read."""
+
+    catalogue: str
+    asked: Mapping[str, Any]
+    out: str | None
+    priority: int
+
+
+def read_call(
+    catalogue: str, preset: str | None, prompt: str | None, texts: Sequence[str], out: str | None, priority: int
+) -> Call:
+    """Check the flags. Raises CallError, which names the nearest word for one that is unknown."""
+    given = [(f"--{name}", name, text) for name, text in (("preset", preset), ("prompt", prompt)) if text is not None]
+    given += [(f"--set {text}", *_split(text)) for text in texts]
+    asked: dict[str, Any] = {}
+    for flag, name, text in given:
+        if name in asked:
+            raise CallError(f"{flag}: {name} is set twice; keep one")
+        asked[name] = _read(flag, name, text)
+    if {"prompt", "preset"} <= set(asked):
+        raise CallError("--preset and --prompt are both set; keep one of them")
+    if not catalogue.strip():
+        raise CallError("the catalogue's name is empty")
+    return Call(catalogue, asked, out, priority)
+
+
+def _split(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise CallError(f"--set {text}: expected KEY=VALUE, for example --set steps=8")
+    return name.strip(), value
+
+
+def _read(flag: str, name: str, text: str) -> Any:
+    if name in PER_JOB:
+        hint = "use --priority for the whole batch" if name == "priority" else "give the catalogue a column seed"
+        raise CallError(f"{flag}: {name} is asked row by row; {hint}")
+    if name not in OPTIONS:
+        raise CallError(f"{flag}: {name!r} is no option{_nearest(name, OPTIONS)}; options: {', '.join(OPTIONS)}")
+    if name == "preset" and text not in PRESETS:
+        raise CallError(f"{flag}: {text!r} is no preset{_nearest(text, PRESETS)}; presets: {', '.join(PRESETS)}")
+    try:
+        return read_option(name, text)
+    except OptionError as error:
+        raise CallError(f"{flag}: {error}") from None
+
+
+def _nearest(word: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def open_asked(call: Call, settings: Settings) -> Catalogue:
+    """Open the call's catalogue and see that there is something to do. Raises CatalogueError, CallError."""
+    catalogue = open_catalogue(call.catalogue, settings)
+    if catalogue.is_empty():
+        raise CatalogueError(f"{catalogue.uri} holds no rows: there is nothing to do")
+    if not {"prompt", "preset"} & {*call.asked, *catalogue.columns}:
+        raise CallError(
+            f"{catalogue.uri} says nowhere what to do: pass --preset flat-lay or --prompt TEXT, or give it a column "
+            "prompt or preset"
+        )
+    return catalogue
+
+
+def lies_in_embedded(uri: str) -> bool:
+    """Whether a URI is of the embedded S3 server, which must run for it to be read."""
+    return uri == f"s3://{BUCKET}" or uri.startswith(f"s3://{BUCKET}/")
+
+
+def make_request(call: Call, settings: Settings, checkpoint: CheckpointRef) -> Request:
+    """The request that is stored with the batch; its results' location is absolute. Raises CallError."""
+    uri = call.out or settings.results_uri or EMBEDDED_RESULTS_URI
+    if not lies_in_embedded(uri):  # which need not run now
+        try:
+            uri = open_store(uri, settings).uri
+        except StorageError as error:
+            raise CallError(str(error)) from error
+    return replace(request_of(settings, checkpoint, call.asked, uri), priority=call.priority)
+
+
+def check_results(request: Request, settings: Settings) -> None:
+    """Raise CallError when no result could be written where the request wants them."""
+    try:
+        open_store(request.results_uri, settings).check_writable()
+    except StorageError as error:
+        raise CallError(f"results cannot be written: {error}") from error

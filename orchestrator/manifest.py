@@ -1,0 +1,124 @@
+"""The manifest: one line a job, in the catalogue's order, as JSONL and as CSV that mirrors the catalogue.
+
+Owns what a job looks like to the outside, for the manifest, the command line and the API alike. Streams: constant
+memory at any number of jobs.
+"""
+
+import csv
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, RowMapping
+
+from orchestrator.settings import Settings
+from orchestrator.state import queries
+from orchestrator.state.database import reading
+from orchestrator.state.queries import Batch
+from orchestrator.state.transitions import JobState
+from orchestrator.storage import open_store
+
+OUTCOME = (
+    "line", "take", "status", "code", "message", "result", "sha256", "seed", "attempts", "seconds", "reused",
+    "revision", "recipe",
+)  # fmt: skip
+
+
+def describe(job: RowMapping, revision: str) -> dict[str, Any]:
+    """One job as people and programs outside see it."""
+    seconds = [job[f"{stage}_s"] for stage in ("encode", "sample", "decode")]
+    return {
+        "custom_id": job["custom_id"],
+        "line": job["line"],
+        "take": job["take"],
+        "image": job["image"],
+        "state": job["state"],
+        "stage": job["stage"] if job["state"] in (JobState.QUEUED, JobState.RUNNING) else None,
+        "attempt": job["attempt"],
+        "attempts": job["attempt"] + 1 if job["recipe_id"] else 0,
+        "code": job["code"],
+        "message": job["message"],
+        "result": job["result"],
+        "sha256": job["sha256"],
+        "seed": job["seed"],
+        "seconds": round(sum(filter(None, seconds)), 4) if any(s is not None for s in seconds) else None,
+        "reused": bool(job["reused"]),
+        "canvas": job["canvas"] or None,
+        "revision": revision,
+        "recipe": job["recipe_id"],
+    }
+
+
+def describe_jobs(engine: Engine, batch: Batch, states: Sequence[JobState] = ()) -> Iterator[dict[str, Any]]:
+    """All jobs of a batch, described, in the catalogue's order."""
+    with reading(engine).connect() as connection:
+        for job in queries.stream_jobs(connection, batch.id, states=states):
+            yield describe(job, batch.revision)
+
+
+def write_manifest(engine: Engine, batch: Batch, settings: Settings) -> str:
+    """Store manifest.jsonl and manifest.csv beside the results; gives the URI of the JSONL.
+
+    Rewritten as a whole: the last writer's view is the newest. Raises StorageError.
+    """
+    store = open_store(batch.results_uri, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        lines, table = Path(folder) / "manifest.jsonl", Path(folder) / "manifest.csv"
+        write_files(engine, batch, lines, table)
+        store.replace("manifest.jsonl", lines, content_type="application/x-ndjson")
+        store.replace("manifest.csv", table, content_type="text/csv; charset=utf-8")
+    return store.locate("manifest.jsonl")
+
+
+def write_files(engine: Engine, batch: Batch, lines: Path, table: Path) -> None:
+    """Write both forms of the manifest to local files."""
+    mirrored = [name for name in batch.columns if name]
+    outcome = {name: name if name == "seed" else _name_apart(name, mirrored) for name in OUTCOME}
+    header = [*(["custom_id"] if "custom_id" not in mirrored else []), *mirrored]
+    header += [name for name in outcome.values() if name not in header]
+    with (
+        reading(engine).connect() as connection,
+        # One cell that is no text must not keep a whole batch from its manifest, hence `replace`.
+        lines.open("w", encoding="utf-8", errors="replace") as lines_file,
+        table.open("w", encoding="utf-8", errors="replace", newline="") as table_file,
+    ):
+        recipes = _Recipes(connection)
+        writer = csv.DictWriter(table_file, header, extrasaction="ignore", restval="")
+        writer.writeheader()
+        for job in queries.stream_jobs(connection, batch.id):
+            given = _as_given(job, recipes)
+            told = describe(job, batch.revision)
+            told["status"] = told.pop("state")
+            row = {**given, "image": job["image"], "custom_id": job["custom_id"]}
+            row |= {outcome[name]: told[name] for name in OUTCOME if name != "seed" or "seed" not in given}
+            writer.writerow({name: "" if row.get(name) is None else row.get(name) for name in header})
+            del told["stage"], told["attempt"]
+            if given:
+                told["given"] = given
+            lines_file.write(json.dumps(told, ensure_ascii=False) + "\n")
+
+
+def _name_apart(name: str, taken: Sequence[str]) -> str:
+    while name in taken:
+        name = f"kontext_{name}"
+    return name
+
+
+class _Recipes:
+    """Recipe bodies by id, the most used kept."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.read = lru_cache(1000)(lambda recipe_id: queries.read_recipe(connection, recipe_id) or {})
+
+
+def _as_given(job: RowMapping, recipes: _Recipes) -> dict[str, Any]:
+    """The catalogue's own values of a row; prompts, which many rows share, come from the recipe."""
+    given: dict[str, Any] = json.loads(job["given"]) if job["given"] else {}
+    if job["recipe_id"]:
+        body = recipes.read(job["recipe_id"])
+        names = ("negative_prompt",) if "preset" in given else ("prompt", "negative_prompt")
+        given |= {name: body[name] for name in names if body.get(name)}
+    return given

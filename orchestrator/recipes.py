@@ -1,0 +1,153 @@
+"""Recipes: everything asked of the model but the image and the seed, defaults resolved.
+
+Owns the options of a catalogue row and of `--set`, their checks and a recipe's identity. Refuses to guess: a value it
+cannot read is a ValueError that says what was expected.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.presets import PRESETS
+
+# Names only, since the functions live with the model: a test holds the two lists equal.
+SAMPLERS = ("euler", "heun", "dpmpp_2m")
+FITS = ("pad", "crop", "stretch")
+PROMPT_MAX_CHARACTERS = 10_000
+SEED_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe: `id` is the digest of `body`, canonical JSON; the size asked for, in pixels, is in it too."""
+
+    id: str
+    body: str
+    width: int | None = None
+    height: int | None = None
+
+
+class OptionError(ValueError):
+    """An option's value cannot be used; `column` is its name."""
+
+    def __init__(self, column: str, code: str, message: str) -> None:
+        super().__init__(message)
+        self.column, self.code = column, code
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            value = int(text) if "." not in text else int(_integral(float(text)))
+        except (ValueError, OverflowError):
+            raise ValueError(f"expected a whole number, not {text[:80]!r}") from None
+        if not low <= value <= high:
+            raise ValueError(f"expected {low} to {high}, not {value}")
+        return value
+
+    return read
+
+
+def _integral(value: float) -> float:
+    # Spreadsheets and data frames write 28.0 for 28.
+    if not value.is_integer():
+        raise ValueError
+    return value
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(f"expected a number, not {text[:80]!r}") from None
+        if not low <= value <= high:  # also refuses NaN
+            raise ValueError(f"expected {low:g} to {high:g}, not {text[:80]}")
+        return value
+
+    return read
+
+
+def _one_of(*names: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"expected {', '.join(names[:-1])} or {names[-1]}, not {text[:80]!r}")
+        return text
+
+    return read
+
+
+def _text(text: str) -> str:
+    if len(text) > PROMPT_MAX_CHARACTERS:
+        raise ValueError(f"{len(text):,} characters are more than the {PROMPT_MAX_CHARACTERS:,} allowed")
+    if "\x00" in text:
+        raise ValueError("holds a NUL character")
+    return text
+
+
+def _no_lora(text: str) -> str:
+    raise ValueError("LoRA weights are not supported by this version; leave the column empty")
+
+
+OPTIONS: Mapping[str, Callable[[str], Any]] = {
+    "prompt": _text,
+    "preset": _one_of(*PRESETS),
+    "negative_prompt": _text,
+    "steps": _whole(1, 1000),
+    "guidance": _number(0, 100),
+    "true_cfg": _number(0, 100),
+    "width": _whole(16, 4096),
+    "height": _whole(16, 4096),
+    "fit": _one_of(*FITS),
+    "sampler": _one_of(*SAMPLERS),
+    "lora": _no_lora,
+}
+"""What shapes a recipe; the keys of `--set` and catalogue columns alike."""
+
+PER_JOB: Mapping[str, Callable[[str], int]] = {"seed": _whole(0, SEED_MAX), "priority": _whole(-100, 100)}
+"""What is asked of one job beside its recipe."""
+
+
+def read_option(name: str, text: str) -> Any:
+    """Read the text of one option. Raises OptionError."""
+    try:
+        return (OPTIONS.get(name) or PER_JOB[name])(text)
+    except ValueError as error:
+        raise OptionError(name, f"bad_{name}", f"{name}: {error}") from None
+
+
+def resolve_recipe(row: Mapping[str, str], asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> Recipe:
+    """Merge a row's options over those asked for the batch, over a preset's, over the checkpoint's defaults.
+
+    `row` holds texts, `asked` values already read. Raises OptionError.
+    """
+    given = {name: read_option(name, text) for name, text in row.items()}
+    if "prompt" in given and "preset" in given:
+        raise OptionError("preset", "prompt_and_preset", "prompt and preset are both set; keep one of them")
+    if {"prompt", "preset"} & set(given):
+        asked = {name: value for name, value in asked.items() if name not in ("prompt", "preset")}
+    merged = {**asked, **given}
+    preset = PRESETS[merged["preset"]] if "preset" in merged else None
+    if preset is not None:
+        offered = {"prompt": preset.prompt, "negative_prompt": preset.negative_prompt, **preset.options}
+        merged = {**{name: value for name, value in offered.items() if value is not None}, **merged}
+    if "prompt" not in merged:
+        raise OptionError(
+            "prompt", "missing_prompt", "no prompt: fill the column prompt or preset, or pass --prompt or --preset"
+        )
+    body = {
+        "prompt": merged["prompt"],
+        "negative_prompt": merged.get("negative_prompt"),
+        "steps": merged.get("steps", defaults["steps"]),
+        "guidance": merged.get("guidance", defaults["guidance"]),
+        "true_cfg": merged.get("true_cfg", 1.0),
+        "width": merged.get("width"),
+        "height": merged.get("height"),
+        "fit": merged.get("fit", "pad"),
+        "sampler": merged.get("sampler", "euler"),
+    }
+    text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+    return Recipe(digest, text, body["width"], body["height"])

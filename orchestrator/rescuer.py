@@ -1,0 +1,92 @@
+"""The rescuer: takes back what dead workers held and rings the bells that were lost.
+
+Owns leases and missing bells. Refuses to guess from the broker what is running: SQL decides. Any number may run.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import redis
+import structlog
+from sqlalchemy import Engine
+
+from orchestrator.settings import Settings
+from orchestrator.state import queries
+from orchestrator.state.database import reading
+from orchestrator.state.messages import Bell, bells_needed
+from orchestrator.state.queries import Group
+
+CRASHES_ALLOWED = 2
+INTERVAL_S = 1.0
+# Younger rows have bells on their way; ringing for them would double a healthy backlog.
+PATIENCE_S = 2.0
+log = structlog.get_logger("rescuer")
+
+
+class Rescuer:
+    """`tick` does its work at most once a second, however often it is called."""
+
+    def __init__(self, engine: Engine, settings: Settings, ring: Callable[[Sequence[Bell]], None]) -> None:
+        assert settings.broker_url is not None
+        self._engine, self._settings, self._ring = engine, settings, ring
+        self._broker = redis.Redis.from_url(
+            settings.broker_url, socket_timeout=10, socket_connect_timeout=5, health_check_interval=25
+        )
+        self._next = 0.0
+
+    def tick(self) -> None:
+        """Take back and ring again."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + INTERVAL_S
+        self._ring(self._take_back())
+        self._ring(self._missing())
+
+    def _take_back(self) -> list[Bell]:
+        with reading(self._engine).connect() as connection:
+            dead = queries.dead_workers(connection, lease_s=self._settings.lease_s)
+        groups: list[Group] = []
+        for worker_id in dead:
+            with self._engine.begin() as connection:
+                queries.end_worker(connection, worker_id)
+                taken = queries.take_back(connection, worker_id, crashes_allowed=CRASHES_ALLOWED)
+            log.warning("worker is dead, its jobs are taken back", worker=worker_id, jobs=len(taken))
+            groups += taken
+        return [Bell(g.stage, g.revision, g.recipe_id, g.canvas) for g in groups]
+
+    def _missing(self) -> list[Bell]:
+        with reading(self._engine).connect() as connection:
+            groups = queries.groups_queued(connection, older_than_s=PATIENCE_S)
+        if not groups:
+            return []
+        queues = sorted({Bell(g.stage, g.revision, g.recipe_id, g.canvas).queue for g in groups})
+        with self._broker.pipeline(transaction=False) as pipeline:
+            for queue in queues:
+                pipeline.llen(queue)
+            present = dict(zip(queues, pipeline.execute(), strict=True))
+        bells = missing_bells(groups, present, self._settings.unit_size)
+        if bells:
+            log.info("bells rung again", bells=len(bells))
+        return bells
+
+
+def missing_bells(groups: Mapping[Group, int], present: Mapping[str, int], unit_size: int) -> list[Bell]:
+    """The bells that the queues lack for the rows SQL holds, for the groups that wait longest.
+
+    `present` is the length of each queue. A queue that holds enough bells, whosever they are, gets none: it drains and
+    is looked at again.
+    """
+    wanted = [
+        bell
+        for group, rows in groups.items()
+        for bell in [Bell(group.stage, group.revision, group.recipe_id, group.canvas)] * bells_needed(rows, unit_size)
+    ]
+    needed = Counter(bell.queue for bell in wanted)
+    lacking = {queue: count - present.get(queue, 0) for queue, count in needed.items()}
+    chosen = []
+    for bell in wanted:
+        if lacking[bell.queue] > 0:
+            lacking[bell.queue] -= 1
+            chosen.append(bell)
+    return chosen

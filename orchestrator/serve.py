@@ -1,0 +1,175 @@
+"""The HTTP face of the control plane: is it alive, is it ready, and how much work is there.
+
+Owns `/healthz`, `/readyz` and `/metrics`. Refuses to change anything.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import redis
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.settings import Settings
+from orchestrator.state import migration, queries
+from orchestrator.state.database import open_database, reading
+from orchestrator.state.messages import queue_name
+from orchestrator.state.transitions import BatchStatus, JobState, Stage
+
+BROKER_S = 2.0
+
+
+class NotReady(RuntimeError):
+    """A part that this process needs does not answer or is not as it must be; the message says what to do."""
+
+
+def serve(settings: Settings, host: str, port: int, ready: Callable[[str], None] = lambda url: None) -> None:
+    """Serve until SIGTERM or Ctrl-C. `ready` is called with the address once requests are answered.
+
+    Raises SystemExit when the address cannot be bound, after uvicorn has said why.
+    """
+    config = uvicorn.Config(build_app(settings), host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+
+    async def run() -> None:
+        serving = asyncio.ensure_future(server.serve())
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.02)
+        if server.started:
+            bound = server.servers[0].sockets[0].getsockname()[1]  # with port 0, the one that was free
+            shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+            ready(f"http://{shown}:{bound}")
+        await serving
+
+    asyncio.run(run())
+
+
+def build_app(settings: Settings) -> FastAPI:
+    """The application for these settings; needs `database_url` and `broker_url`."""
+    assert settings.database_url is not None and settings.broker_url is not None
+    engine = open_database(settings.database_url)
+    # One retry, for a pooled connection that the broker has closed meanwhile.
+    options = {"socket_timeout": BROKER_S, "socket_connect_timeout": BROKER_S, "retry": Retry(NoBackoff(), 1)}
+    broker = redis.Redis.from_url(settings.broker_url, **options)
+    registry = CollectorRegistry()
+    registry.register(Numbers(engine, broker, settings.lease_s))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        broker.close()
+        engine.dispose()
+
+    app = FastAPI(title="Kontext Batch", lifespan=lifespan, docs_url=None, redoc_url=None)
+
+    @app.get("/healthz")
+    def healthz() -> PlainTextResponse:
+        """The process is alive."""
+        return PlainTextResponse("ok\n")
+
+    @app.get("/readyz")
+    def readyz() -> JSONResponse:
+        """SQL answers and is migrated, the broker answers; 503 says what is wrong."""
+        checks = {"database": lambda: check_database(engine), "broker": lambda: check_broker(broker)}
+        found = {name: _outcome(check) for name, check in checks.items()}
+        ready = set(found.values()) == {"ok"}
+        return JSONResponse({"ready": ready, **found}, status_code=200 if ready else 503)
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        """Prometheus text; 503 when SQL, which holds the numbers, does not answer."""
+        try:
+            return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        except SQLAlchemyError as error:
+            return PlainTextResponse(f"the database does not answer: {_first_line(error)}\n", status_code=503)
+
+    return app
+
+
+def check_database(engine: Engine) -> None:
+    """Raises NotReady unless SQL answers and stands at the newest migration."""
+    try:
+        current, wanted = migration.current(engine), migration.head()
+    except SQLAlchemyError as error:
+        raise NotReady(f"the database does not answer: {_first_line(error)}") from error
+    if current != wanted:
+        raise NotReady(f"the database stands at {current or 'no schema'}, needed is {wanted}; run: kontext db upgrade")
+
+
+def check_broker(broker: "redis.Redis") -> None:
+    """Raises NotReady unless the broker answers PING."""
+    try:
+        broker.ping()
+    except RedisError as error:
+        raise NotReady(f"the broker does not answer: {_first_line(error)}") from error
+
+
+class Numbers(Collector):
+    """What Prometheus asks for, read afresh at every scrape: any number of these processes may run."""
+
+    def __init__(self, engine: Engine, broker: "redis.Redis", lease_s: float) -> None:
+        self._engine, self._broker, self._lease_s = engine, broker, lease_s
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering this must not ask the database."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Gauges of jobs, batches, workers and queues. The queues' is left out while the broker does not answer."""
+        with reading(self._engine).connect() as connection:
+            jobs = dict(queries.count_jobs(connection))
+            batches = queries.count_batches(connection)
+            workers = queries.live_workers(connection, lease_s=self._lease_s)
+            revisions = sorted({batch.revision for batch in queries.open_batches(connection)})
+
+        yield _gauge("kontext_jobs", "Jobs of all batches.", ("state", "stage"), {(s, ""): 0 for s in JobState} | jobs)
+        yield _gauge("kontext_batches", "Batches.", ("status",), {(s,): batches.get(s, 0) for s in BatchStatus})
+        roles = Counter(stage for worker in workers for stage in worker.stages.split(","))
+        text = "Live workers; one of several stages counts for each."
+        yield _gauge("kontext_workers", text, ("stage",), {(s,): roles[s] for s in Stage})
+
+        lengths = self._queue_lengths([queue_name(stage, revision) for stage in Stage for revision in revisions])
+        yield _gauge("kontext_broker_up", "Whether the broker answers.", (), {(): int(lengths is not None)})
+        if lengths is not None:
+            rows = {(queue,): length for queue, length in lengths.items()}
+            yield _gauge("kontext_queue_length", "Messages waiting.", ("queue",), rows)
+
+    def _queue_lengths(self, queues: Iterable[str]) -> dict[str, int] | None:
+        try:
+            self._broker.ping()
+            return {queue: int(self._broker.llen(queue)) for queue in queues}
+        except RedisError:
+            return None
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...], rows: Mapping[Any, int]) -> GaugeMetricFamily:
+    """A gauge of one line per tuple of label values."""
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for values, number in rows.items():
+        family.add_metric(values, number)
+    return family
+
+
+def _outcome(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except NotReady as problem:
+        return str(problem)
+    return "ok"
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", error) or error).partition("\n")[0]

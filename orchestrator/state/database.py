@@ -1,0 +1,88 @@
+"""Opening the database: PostgreSQL through psycopg, SQLite with the settings that let several processes share it.
+
+Owns engines, the clock expression and short transactions; refuses statements about jobs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Double, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+SQLITE_BUSY_TIMEOUT_S = 30
+TEXT_MAX_CHARACTERS = 2_000
+
+
+class now(FunctionElement[float]):
+    """Seconds since the epoch by the database's own clock, also inside a long transaction."""
+
+    type = Double()
+    inherit_cache = True
+    name = "now"
+
+
+_NOW = {
+    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
+    "postgresql": "extract(epoch from clock_timestamp())::double precision",
+}
+
+
+def now_text(dialect: str) -> str:
+    """The clock expression for a statement that is written out."""
+    return _NOW[dialect].replace(":", r"\:")
+
+
+@compiles(now)
+def _compile_now(element: Any, compiler: Any, **_: Any) -> str:
+    return _NOW[compiler.dialect.name]
+
+
+def open_database(url: str, *, pool_size: int = 4) -> Engine:
+    """Open an engine whose `begin()` takes the write lock at once on SQLite and pings pooled connections on PostgreSQL.
+
+    Raises ValueError for a database that is neither.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _open_sqlite(url, Path(parsed.database or "").parent)
+    if parsed.get_backend_name() == "postgresql":
+        return create_engine(parsed, pool_size=pool_size, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+    raise ValueError(f"{parsed.get_backend_name()} is no database we know; use sqlite:///… or postgresql://…")
+
+
+def _open_sqlite(url: str, folder: Path) -> Engine:
+    folder.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver begins nothing by itself: `_begin` below does
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "temp_store=MEMORY"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    # A deferred transaction that turns into a writer fails with BUSY whatever the timeout, hence IMMEDIATE.
+    # Readers that ask for autocommit never come here.
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def reading(engine: Engine) -> Engine:
+    """The same pool for statements that only read: no transaction is opened, so no write lock is taken."""
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def storable(text: str) -> str:
+    """A text that both databases store, whatever it came from: no NUL, no half of a surrogate pair, not endless."""
+    return text[:TEXT_MAX_CHARACTERS].replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def is_disk_full(error: DBAPIError) -> bool:
+    """Whether a statement failed because the database's disk is full."""
+    words = str(error.orig).lower()
+    return "disk is full" in words or "no space left" in words

@@ -1,0 +1,100 @@
+"""The wire contract: a bell says which stage has work, in which group, and nothing else.
+
+Owns the names of tasks and queues and the broker's settings, shared by those who ring and those who listen. Pure data:
+imports no Celery. A bell that is lost, late or doubled changes nothing, since rows are claimed in SQL.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from orchestrator.state.transitions import Stage
+
+TASK = "kontext.work"
+
+
+@dataclass(frozen=True)
+class Bell:
+    """`stage` has work in the group (`recipe_id`, `canvas`); before encode no canvas is known, it is empty."""
+
+    stage: Stage
+    revision: str
+    recipe_id: str
+    canvas: str = ""
+
+    @property
+    def queue(self) -> str:
+        """The queue it rings in. Workers of another checkpoint do not listen to it."""
+        return queue_name(self.stage, self.revision)
+
+    def kwargs(self) -> dict[str, str]:
+        """The task's arguments on the wire."""
+        return {
+            "stage": self.stage.value,
+            "revision": self.revision,
+            "recipe_id": self.recipe_id,
+            "canvas": self.canvas,
+        }
+
+    @classmethod
+    def parse(cls, kwargs: dict[str, Any]) -> Self:
+        """Read a message that may come from anyone. Raises ValueError when it is no bell."""
+        try:
+            stage, revision, recipe_id, canvas = (kwargs[k] for k in ("stage", "revision", "recipe_id", "canvas"))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a bell: {kwargs!r:.200}") from error
+        if not all(isinstance(text, str) and len(text) <= 200 for text in (stage, revision, recipe_id, canvas)):
+            raise ValueError(f"not a bell: {kwargs!r:.200}")
+        return cls(Stage(stage), revision, recipe_id, canvas)
+
+
+def queue_name(stage: Stage, revision: str) -> str:
+    """Queues are per stage and checkpoint revision."""
+    return f"{stage.value}.{revision[:12]}"
+
+
+def bells_needed(rows: int, unit_size: int) -> int:
+    """How many bells call enough units for so many queued rows."""
+    return -(-rows // unit_size)
+
+
+def ring(app: Any, bells: Iterable[Bell]) -> None:
+    """Send bells through a Celery app, over one connection. Raises what the broker raises: SQL still holds the work."""
+    with app.producer_or_acquire() as producer:
+        for bell in bells:
+            app.send_task(TASK, kwargs=bell.kwargs(), queue=bell.queue, producer=producer)
+
+
+def broker_options(broker_url: str) -> dict[str, Any]:
+    """Celery's configuration, the same for those who ring and those who listen.
+
+    Each line answers a known failure of Celery on Redis; docs/celery-on-redis.md names them.
+    """
+    return {
+        "broker_url": broker_url,
+        "task_default_queue": "kontext",
+        "task_ignore_result": True,
+        "task_store_errors_even_if_ignored": False,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_acks_late": False,
+        "task_track_started": False,
+        "worker_send_task_events": False,
+        "worker_disable_prefetch": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        "worker_enable_remote_control": False,
+        "broker_connection_retry_on_startup": True,
+        "broker_pool_limit": 2,
+        "broker_transport_options": {
+            "queue_order_strategy": "priority",
+            "socket_timeout": 30,
+            "socket_connect_timeout": 10,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
+            "visibility_timeout": 3600,
+        },
+    }

@@ -1,0 +1,379 @@
+"""The way of a job, statement by statement.
+
+Every write to a running job names its attempt: the fencing token. A write that changes no row came from a stale worker
+and is dropped by the caller.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Double,
+    TextClause,
+    and_,
+    case,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    text,
+    union_all,
+    update,
+)
+
+from orchestrator.state.database import now, now_text, storable
+from orchestrator.state.tables import attempts, batches, in_state, jobs
+from orchestrator.state.transitions import BatchStatus, JobState, Stage
+
+
+@dataclass(frozen=True)
+class Group:
+    """Jobs that can share a unit: same stage, recipe and, after encode, canvas."""
+
+    stage: Stage
+    recipe_id: str
+    canvas: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A job that a worker holds. Later writes name `id` and `attempt`."""
+
+    id: int
+    batch_id: str
+    line: int
+    take: int
+    custom_id: str
+    image: str
+    recipe_id: str
+    seed: int
+    canvas: str | None
+    attempt: int
+    failures: int
+    crashes: int
+    fingerprint: str | None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What every end of a stage names: which job, at which attempt, after how many seconds."""
+
+    id: int
+    attempt: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Advanced(Ended):
+    """A job whose stage is done and whose handoff is stored."""
+
+    canvas: str
+    image_sha256: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Finished(Ended):
+    """A job whose picture is stored, or was found by its fingerprint."""
+
+    result: str
+    sha256: str
+    canvas: str | None = None
+    image_sha256: str | None = None
+    fingerprint: str | None = None
+    reused: int = 0
+
+
+@dataclass(frozen=True)
+class Failed(Ended):
+    """A job whose stage failed, with a stable code and a message for people."""
+
+    code: str
+    message: str
+
+
+def dispatch(connection: Connection, batch_id: str, limit: int) -> Mapping[str, int]:
+    """Move up to `limit` pending jobs of a batch to queued(encode); gives the number of jobs by recipe."""
+    chosen = (
+        select(jobs.c.id)
+        .where(jobs.c.batch_id == batch_id, in_state(JobState.PENDING))
+        .order_by(jobs.c.priority.desc(), jobs.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("chosen")
+    )
+    statement = (
+        update(jobs)
+        .where(jobs.c.id.in_(select(chosen.c.id)), in_state(JobState.PENDING))
+        .values(state=JobState.QUEUED, stage=Stage.ENCODE, canvas="", queued_at=now())
+        .returning(jobs.c.recipe_id)
+    )
+    return Counter(connection.execute(statement).scalars())
+
+
+def claim(connection: Connection, group: Group, *, numerics: str, worker_id: str, limit: int) -> list[Claimed]:
+    """Take up to `limit` queued jobs of a group for a worker, the most urgent first.
+
+    A job whose worker died is claimed alone, so that a next death blames only the guilty one. Batches that are paused,
+    cancelled, or pinned to another revision or numerics give nothing.
+    """
+    given = {**asdict(group), "numerics": numerics, "worker_id": worker_id}
+    for suspects, most in ((False, limit), (True, 1)):
+        statement = _claim_statement(connection.dialect.name, suspects)
+        rows = connection.execute(statement, {**given, "limit": most}).all()
+        if rows:
+            return sorted((Claimed(*row) for row in rows), key=lambda job: job.id)
+    return []
+
+
+def advance(connection: Connection, stage: Stage, ends: Sequence[Advanced]) -> set[int]:
+    """Move jobs whose `stage` is done to queued(next stage); gives the ids that moved, the others were stale."""
+    if stage.following is None:
+        raise ValueError(f"no stage follows {stage}")
+    return _write(connection, "advance", stage, ends, stage_to=stage.following)
+
+
+def succeed(connection: Connection, stage: Stage, ends: Sequence[Finished]) -> set[int]:
+    """Close jobs whose picture is stored (after decode) or reused (at encode); gives the ids that moved."""
+    return _write(connection, "succeed", stage, ends)
+
+
+def fail(connection: Connection, stage: Stage, ends: Sequence[Failed]) -> set[int]:
+    """End jobs that cannot succeed; gives the ids that moved."""
+    ends = [replace(end, message=storable(end.message)) for end in ends]
+    return _record(connection, "fail", stage, ends, _write(connection, "fail", stage, ends))
+
+
+def retry(connection: Connection, stage: Stage, ends: Sequence[Failed], *, delay_s: float) -> set[int]:
+    """Queue jobs for the same stage again, not before `delay_s` from now; counts a failure, raises the attempt."""
+    ends = [replace(end, message=storable(end.message)) for end in ends]
+    return _record(connection, "retry", stage, ends, _write(connection, "retry", stage, ends, delay_s=delay_s))
+
+
+def lose_handoffs(connection: Connection, stage: Stage, ends: Sequence[Ended]) -> set[int]:
+    """Send jobs whose handoff is gone back to encode; counts against nobody."""
+    return _record(connection, "lose_handoff", stage, ends, _write(connection, "lose_handoff", stage, ends))
+
+
+def hand_back(connection: Connection, worker_id: str) -> list[Group]:
+    """Queue again all that a worker still holds, as it stops in good order; counts against nobody."""
+    return _release(connection, worker_id, "hand_back", crashed=0, crashes_allowed=0)
+
+
+def take_back(connection: Connection, worker_id: str, *, crashes_allowed: int) -> list[Group]:
+    """Queue again all that a dead worker held, counting a crash for each; gives their groups.
+
+    A job that has outlived more than `crashes_allowed` of its workers fails as `poison`.
+    """
+    return _release(connection, worker_id, "crash", crashed=1, crashes_allowed=crashes_allowed)
+
+
+def _release(
+    connection: Connection, worker_id: str, outcome: str, *, crashed: int, crashes_allowed: int
+) -> list[Group]:
+    held = and_(in_state(JobState.RUNNING), jobs.c.worker_id == worker_id)
+    released = (
+        update(jobs)
+        .where(held)
+        .values(
+            state=JobState.QUEUED, worker_id=None, attempt=jobs.c.attempt + 1, crashes=jobs.c.crashes + crashed,
+            queued_at=now(), run_at=None,
+        )
+        .returning(
+            jobs.c.id, jobs.c.batch_id, jobs.c.stage, jobs.c.recipe_id, jobs.c.canvas, jobs.c.attempt, jobs.c.crashes
+        )
+    )  # fmt: skip
+    rows = connection.execute(released).all()
+    if rows:
+        connection.execute(
+            insert(attempts).values(worker_id=worker_id, outcome=outcome, ended_at=now()),
+            [{"job_id": row.id, "attempt": row.attempt - 1, "stage": row.stage} for row in rows],
+        )
+    poisoned = {row.id for row in rows if crashed and row.crashes > crashes_allowed}
+    if poisoned:
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.id.in_(poisoned), in_state(JobState.QUEUED))
+            .values(
+                state=JobState.FAILED,
+                ended_at=now(),
+                code="poison",
+                message=f"the worker's process died {crashes_allowed + 1} times holding this job; it is set aside",
+            )
+        )
+    revisions = dict(
+        connection.execute(
+            select(batches.c.id, batches.c.revision).where(batches.c.id.in_({row.batch_id for row in rows}))
+        ).all()
+    )
+    return [
+        Group(Stage(row.stage), row.recipe_id, row.canvas or "", revisions[row.batch_id])
+        for row in rows
+        if row.id not in poisoned
+    ]
+
+
+def any_held(connection: Connection, attempts_by_id: Mapping[int, int]) -> bool:
+    """Whether any of these jobs still runs at the attempt given: if none does, nobody wants the work."""
+    statement = select(jobs.c.id, jobs.c.attempt).where(jobs.c.id.in_(list(attempts_by_id)), in_state(JobState.RUNNING))
+    return any(attempts_by_id[row.id] == row.attempt for row in connection.execute(statement))
+
+
+def find_reusable(connection: Connection, fingerprints: Iterable[str]) -> Mapping[str, tuple[str, str]]:
+    """Pictures that exist for these fingerprints: fingerprint → (result URI, sha256), the oldest first writer."""
+    given = {"given": json.dumps(list(fingerprints))}
+    rows = connection.execute(_reusable_statement(connection.dialect.name), given)
+    return {row.fingerprint: (row.result, row.sha256) for row in rows}
+
+
+def in_flight(connection: Connection) -> Mapping[str, int]:
+    """Jobs queued or running, by batch: what fills the window."""
+    held = union_all(
+        *(select(jobs.c.batch_id).where(in_state(state)) for state in (JobState.QUEUED, JobState.RUNNING))
+    ).subquery()
+    statement = select(held.c.batch_id, func.count()).group_by(held.c.batch_id)
+    return dict(connection.execute(statement).all())
+
+
+def groups_queued(connection: Connection, *, older_than_s: float) -> Mapping[Group, int]:
+    """Claimable queued jobs by group, those that wait longer than `older_than_s`; the longest waiting group first."""
+    statement = (
+        select(jobs.c.stage, jobs.c.recipe_id, jobs.c.canvas, batches.c.revision, func.count().label("rows"))
+        .join(batches, batches.c.id == jobs.c.batch_id)
+        .where(
+            in_state(JobState.QUEUED),
+            batches.c.status == BatchStatus.RUNNING,
+            jobs.c.queued_at <= now() - literal(older_than_s, Double),
+            or_(jobs.c.run_at.is_(None), jobs.c.run_at <= now()),
+        )
+        .group_by(jobs.c.stage, jobs.c.recipe_id, jobs.c.canvas, batches.c.revision)
+        .order_by(func.min(jobs.c.queued_at))
+    )
+    return {
+        Group(Stage(row.stage), row.recipe_id, row.canvas or "", row.revision): row.rows
+        for row in connection.execute(statement)
+    }
+
+
+def unfinished(connection: Connection, batch_id: str) -> bool:
+    """Whether a batch still has jobs pending, queued or running."""
+    for state in (JobState.PENDING, JobState.QUEUED, JobState.RUNNING):
+        statement = select(jobs.c.id).where(jobs.c.batch_id == batch_id, in_state(state)).limit(1)
+        if connection.execute(statement).first() is not None:
+            return True
+    return False
+
+
+def count_jobs(connection: Connection) -> Mapping[tuple[str, str], int]:
+    """Jobs of all batches by (state, stage); the stage is empty where it says nothing."""
+    stage = case((jobs.c.state.in_((JobState.QUEUED, JobState.RUNNING)), jobs.c.stage), else_="")
+    statement = select(jobs.c.state, stage, func.count()).group_by(jobs.c.state, stage)
+    return {(state, name): count for state, name, count in connection.execute(statement)}
+
+
+_CHANGES: Mapping[str, str] = {
+    "advance": """
+        state = 'queued', stage = :stage_to, worker_id = NULL, queued_at = {now}, canvas = given.canvas,
+        image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
+        fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {stage}_s = given.seconds""",
+    "succeed": """
+        state = 'succeeded', ended_at = {now}, code = NULL, message = NULL,
+        result = given.result, sha256 = given.sha256, reused = given.reused,
+        canvas = coalesce(given.canvas, jobs.canvas), image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
+        fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {stage}_s = given.seconds""",
+    "fail": """
+        state = 'failed', ended_at = {now}, failures = jobs.failures + 1,
+        code = given.code, message = given.message, {stage}_s = given.seconds""",
+    "retry": """
+        state = 'queued', worker_id = NULL, attempt = jobs.attempt + 1, failures = jobs.failures + 1,
+        queued_at = {now}, run_at = {now} + :delay_s, code = given.code, message = given.message""",
+    "lose_handoff": """
+        state = 'queued', stage = 'encode', canvas = '', worker_id = NULL, attempt = jobs.attempt + 1,
+        queued_at = {now}""",
+}
+_SQL_TYPES: Mapping[Any, str] = {int: "bigint", float: "double precision", str: "text", str | None: "text"}
+
+
+# The hot statements are written out: a VALUES list would be compiled anew for every size of unit, while one JSON value
+# keeps the text constant and lets the driver prepare it.
+@cache
+def _write_statement(dialect: str, move: str, stage: Stage, columns: tuple[tuple[str, str], ...]) -> TextClause:
+    if dialect == "postgresql":
+        types = ", ".join(f"{name} {sql_type}" for name, sql_type in columns)
+        given = f"jsonb_to_recordset(CAST(:given AS jsonb)) AS given({types})"
+    else:
+        names = ", ".join(f"value ->> '{name}' AS {name}" for name, _ in columns)
+        given = f"(SELECT {names} FROM json_each(:given)) AS given"
+    return text(
+        f"UPDATE jobs SET {_CHANGES[move].format(now=now_text(dialect), stage=stage.value)} FROM {given}"
+        " WHERE jobs.id = given.id AND jobs.attempt = given.attempt AND jobs.stage = :stage"
+        " AND jobs.state = 'running' RETURNING jobs.id"
+    )
+
+
+@cache
+def _claim_statement(dialect: str, suspects: bool) -> TextClause:
+    locked = "FOR UPDATE OF jobs SKIP LOCKED" if dialect == "postgresql" else ""
+    columns = ", ".join(f"jobs.{field.name}" for field in fields(Claimed))
+    # MATERIALIZED: inlined, PostgreSQL may run the locking subquery again for each row and take more than the limit.
+    return text(
+        f"""
+        WITH chosen AS MATERIALIZED (
+            SELECT jobs.id FROM jobs JOIN batches ON batches.id = jobs.batch_id
+            WHERE jobs.state = 'queued' AND jobs.stage = :stage AND jobs.recipe_id = :recipe_id
+              AND jobs.canvas = :canvas AND jobs.crashes {"> 0" if suspects else "= 0"}
+              AND (jobs.run_at IS NULL OR jobs.run_at <= {now_text(dialect)})
+              AND batches.status = 'running' AND batches.revision = :revision AND batches.numerics = :numerics
+            ORDER BY batches.priority DESC, jobs.priority DESC, jobs.id
+            LIMIT :limit {locked})
+        UPDATE jobs SET state = 'running', worker_id = :worker_id, run_at = NULL
+        WHERE state = 'queued' AND id IN (SELECT id FROM chosen)
+        RETURNING {columns}"""
+    )
+
+
+@cache
+def _reusable_statement(dialect: str) -> TextClause:
+    listed = {
+        "postgresql": "jsonb_array_elements_text(CAST(:given AS jsonb)) AS given(value)",
+        "sqlite": "json_each(:given) AS given",
+    }[dialect]
+    return text(
+        f"SELECT jobs.fingerprint, jobs.result, jobs.sha256 FROM {listed} JOIN jobs ON jobs.fingerprint = given.value"
+        " WHERE jobs.state = 'succeeded' ORDER BY jobs.id DESC"
+    )
+
+
+def _write(connection: Connection, move: str, stage: Stage, ends: Sequence[Ended], **more: Any) -> set[int]:
+    if not ends:
+        return set()
+    columns = tuple((field.name, _SQL_TYPES[field.type]) for field in fields(ends[0]))
+    statement = _write_statement(connection.dialect.name, move, stage, columns)
+    given = json.dumps([asdict(end) for end in ends])
+    return set(connection.execute(statement, {"given": given, "stage": stage, **more}).scalars())
+
+
+def _record(connection: Connection, outcome: str, stage: Stage, ends: Sequence[Ended], moved: set[int]) -> set[int]:
+    """Keep in the history what ended these attempts; the jobs row tells only how it stands now."""
+    rows = [
+        {
+            "job_id": end.id,
+            "attempt": end.attempt,
+            "stage": stage,
+            "outcome": outcome,
+            "code": getattr(end, "code", None),
+            "message": getattr(end, "message", None),
+        }
+        for end in ends
+        if end.id in moved
+    ]
+    if rows:
+        connection.execute(insert(attempts).values(ended_at=now()), rows)
+    return moved

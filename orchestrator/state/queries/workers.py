@@ -1,0 +1,69 @@
+"""Workers, statement by statement: who registered, who was seen when, who is dead."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sqlalchemy import Connection, Double, and_, literal, or_, select, update
+
+from orchestrator.state.database import now
+from orchestrator.state.tables import in_state, jobs, workers
+from orchestrator.state.transitions import JobState
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker process as it registered itself."""
+
+    id: str
+    host: str
+    pid: int
+    stages: str
+    device: str
+    revision: str
+    numerics: str
+    started_at: float
+    seen_at: float
+    ended_at: float | None
+    rss_bytes: int
+
+
+def register_worker(connection: Connection, worker: Mapping[str, Any]) -> None:
+    """Store a worker that is about to claim."""
+    connection.execute(workers.insert().values(started_at=now(), seen_at=now(), **worker))
+
+
+def beat(connection: Connection, worker_id: str, *, rss_bytes: int) -> bool:
+    """Renew a worker's lease. False when it was declared dead meanwhile: its jobs are others' now."""
+    statement = (
+        update(workers)
+        .where(workers.c.id == worker_id, workers.c.ended_at.is_(None))
+        .values(seen_at=now(), rss_bytes=rss_bytes)
+    )
+    return connection.execute(statement).rowcount == 1
+
+
+def end_worker(connection: Connection, worker_id: str) -> bool:
+    """Close a worker's row: it stopped, or its death was reported. False when it was closed before."""
+    statement = update(workers).where(workers.c.id == worker_id, workers.c.ended_at.is_(None)).values(ended_at=now())
+    return connection.execute(statement).rowcount == 1
+
+
+def dead_workers(connection: Connection, *, lease_s: float) -> list[str]:
+    """Workers whose lease ran out, and ended ones that still hold jobs."""
+    silent = and_(workers.c.ended_at.is_(None), workers.c.seen_at < now() - literal(lease_s, Double))
+    holding = and_(
+        workers.c.ended_at.is_not(None),
+        select(jobs.c.id).where(in_state(JobState.RUNNING), jobs.c.worker_id == workers.c.id).exists(),
+    )
+    return list(connection.execute(select(workers.c.id).where(or_(silent, holding))).scalars())
+
+
+def live_workers(connection: Connection, *, lease_s: float) -> list[Worker]:
+    """Workers whose lease holds."""
+    statement = (
+        select(*(workers.c[field.name] for field in fields(Worker)))
+        .where(workers.c.ended_at.is_(None), workers.c.seen_at >= now() - literal(lease_s, Double))
+        .order_by(workers.c.started_at)
+    )
+    return [Worker(*row) for row in connection.execute(statement)]

@@ -1,0 +1,179 @@
+"""The tables, as PostgreSQL and SQLite both hold them. Owns columns, keys and indexes; refuses statements.
+
+Times are seconds since the epoch, from the database's own clock. Identifiers that people meet are short texts; jobs
+have a running number, since there are millions of them.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    literal_column,
+    text,
+)
+from sqlalchemy.sql.elements import ColumnElement
+
+from orchestrator.state.transitions import JobState
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "uq": "%(table_name)s_%(column_0_name)s_key",
+        "ix": "%(table_name)s_%(column_0_name)s_idx",
+    }
+)
+
+# SQLite numbers rows only in an INTEGER primary key.
+RowNumber = BigInteger().with_variant(Integer, "sqlite")
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("request", Text, nullable=False, comment="digest of catalogue, options, checkpoint revision and results"),
+    Column("catalogue", Text, nullable=False),
+    Column("image_root", Text, nullable=False, comment="what relative images are relative to"),
+    Column("columns", Text, nullable=False, comment="JSON list: the catalogue's columns, mirrored in the manifest"),
+    Column("options", Text, nullable=False, comment="JSON: what was asked for the batch as a whole"),
+    Column("status", Text, nullable=False),
+    Column("reason", Text, comment="why it is paused or failed"),
+    Column("priority", SmallInteger, nullable=False, server_default="0"),
+    Column("checkpoint", Text, nullable=False),
+    Column("revision", Text, nullable=False),
+    Column("numerics", Text, nullable=False),
+    Column("handoff_bytes", BigInteger, nullable=False, comment="an upper bound for one job, bounds the window"),
+    Column("results_uri", Text, nullable=False, comment="<results>/<batch>, the folder of its pictures and manifest"),
+    Column("total", BigInteger, nullable=False, server_default="0"),
+    Column("ingested_line", BigInteger, nullable=False, server_default="0", comment="where an ingest resumes"),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("ended_at", Double),
+    Index(
+        "batches_open_idx",
+        "status",
+        sqlite_where=text("ended_at IS NULL"),
+        postgresql_where=text("ended_at IS NULL"),
+    ),
+    Index("batches_request_idx", "request"),
+)
+
+recipes = Table(
+    "recipes",
+    metadata,
+    Column("id", Text, primary_key=True, comment="digest of the body"),
+    Column("body", Text, nullable=False, comment="canonical JSON, defaults resolved"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", RowNumber, primary_key=True, autoincrement=True),
+    Column("batch_id", Text, ForeignKey("batches.id", ondelete="CASCADE"), nullable=False),
+    Column("line", BigInteger, nullable=False),
+    Column("take", SmallInteger, nullable=False, server_default="1"),
+    Column("custom_id", Text),
+    Column("image", Text),
+    Column("recipe_id", Text, comment="null for a bad row"),
+    Column("seed", BigInteger, nullable=False, server_default="0"),
+    Column("priority", SmallInteger, nullable=False, server_default="0"),
+    Column("given", Text, comment="JSON: the row as given, but for what other columns and the recipe tell"),
+    Column("state", Text, nullable=False),
+    Column("stage", Text),
+    Column("canvas", Text),
+    Column("attempt", Integer, nullable=False, server_default="0", comment="the fencing token"),
+    Column("failures", SmallInteger, nullable=False, server_default="0"),
+    Column("crashes", SmallInteger, nullable=False, server_default="0"),
+    Column("worker_id", Text),
+    Column("queued_at", Double),
+    Column("run_at", Double, comment="not before; the back-off of a retry"),
+    Column("ended_at", Double),
+    Column("code", Text),
+    Column("message", Text),
+    Column("image_sha256", Text),
+    Column("fingerprint", Text),
+    Column("result", Text, comment="absolute URI of the picture"),
+    Column("sha256", Text, comment="of the picture"),
+    Column("reused", SmallInteger, nullable=False, server_default="0"),
+    Column("encode_s", Float),
+    Column("sample_s", Float),
+    Column("decode_s", Float),
+    Index("jobs_batch_line_key", "batch_id", "line", "take", unique=True),
+    # A bad row keeps the custom_id it came with, even a doubled one.
+    Index(
+        "jobs_batch_custom_id_key",
+        "batch_id",
+        "custom_id",
+        "take",
+        unique=True,
+        sqlite_where=text("recipe_id IS NOT NULL"),
+        postgresql_where=text("recipe_id IS NOT NULL"),
+    ),
+    # The three small sets that workers and rescuer look through; they hold the window, never the backlog.
+    Index(
+        "jobs_queued_idx",
+        "stage",
+        "recipe_id",
+        "canvas",
+        sqlite_where=text("state = 'queued'"),
+        postgresql_where=text("state = 'queued'"),
+    ),
+    Index(
+        "jobs_running_idx",
+        "worker_id",
+        sqlite_where=text("state = 'running'"),
+        postgresql_where=text("state = 'running'"),
+    ),
+    Index(
+        "jobs_fingerprint_idx",
+        "fingerprint",
+        sqlite_where=text("state = 'succeeded'"),
+        postgresql_where=text("state = 'succeeded'"),
+    ),
+    postgresql_with={"fillfactor": "70"},
+)
+# Counts, and the dispatcher's next rows in its own order: without it, each tick would sort the whole backlog.
+Index("jobs_batch_state_idx", jobs.c.batch_id, jobs.c.state, jobs.c.priority.desc(), jobs.c.id)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", RowNumber, primary_key=True, autoincrement=True),
+    Column("job_id", RowNumber, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("attempt", Integer, nullable=False),
+    Column("stage", Text, nullable=False),
+    Column("worker_id", Text),
+    Column("outcome", Text, nullable=False, comment="the move that ended it: retry, hand_back, lose_handoff, fail, …"),
+    Column("code", Text),
+    Column("message", Text),
+    Column("ended_at", Double, nullable=False),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("stages", Text, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("revision", Text, nullable=False),
+    Column("numerics", Text, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("seen_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("rss_bytes", BigInteger, nullable=False, server_default="0"),
+)
+
+
+def in_state(state: JobState) -> ColumnElement[bool]:
+    """The condition of the partial indexes: written out, not bound, or neither planner would use them."""
+    return jobs.c.state == literal_column(f"'{state.value}'")

@@ -1,0 +1,116 @@
+"""Statuses of jobs and batches, and the legal moves between them. Pure: no SQL here.
+
+`queries` takes its conditions from the moves below and the diagram of the README is drawn from them, so that what is
+written, what is allowed and what is documented are one table.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """Six states; over a batch their counts always sum to its total."""
+
+    PENDING = "pending"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Stage(StrEnum):
+    """What is done to a job, in this order."""
+
+    ENCODE = "encode"
+    SAMPLE = "sample"
+    DECODE = "decode"
+
+    @property
+    def following(self) -> "Stage | None":
+        """The stage after this one; None after decode."""
+        return {Stage.ENCODE: Stage.SAMPLE, Stage.SAMPLE: Stage.DECODE}.get(self)
+
+
+class BatchStatus(StrEnum):
+    """Where a batch stands as a whole."""
+
+    INGESTING = "ingesting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class ErrorClass(StrEnum):
+    """Why a job failed, which decides whether it is tried again."""
+
+    INPUT = "input"  # a bad row, an unreadable image: never retried
+    TRANSIENT = "transient"  # network, 5xx: back-off
+    CAPACITY = "capacity"  # out of memory: claimed in smaller units
+    CRASH = "crash"  # the worker died holding it
+    INTERNAL = "internal"  # a fault of ours: tried again, in case it was the moment's
+
+
+ACTIVE = (JobState.PENDING, JobState.QUEUED, JobState.RUNNING)
+ENDED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+OPEN_BATCH = (BatchStatus.INGESTING, BatchStatus.RUNNING, BatchStatus.PAUSED, BatchStatus.CANCELLING)
+
+
+@dataclass(frozen=True)
+class Move:
+    """A legal change of state. `stages` holds (from, to) where a queued or running job changes its stage."""
+
+    name: str
+    source: tuple[JobState, ...]
+    target: JobState
+    stage: str = ""
+
+
+_J = JobState
+JOB_MOVES: dict[str, Move] = {
+    move.name: move
+    for move in (
+        Move("dispatch", (_J.PENDING,), _J.QUEUED, "encode"),
+        Move("reject", (_J.PENDING,), _J.FAILED, "bad row"),
+        Move("claim", (_J.QUEUED,), _J.RUNNING),
+        Move("advance", (_J.RUNNING,), _J.QUEUED, "next stage"),
+        Move("succeed", (_J.RUNNING,), _J.SUCCEEDED, "after decode, or reused at encode"),
+        Move("retry", (_J.RUNNING,), _J.QUEUED, "same stage, back-off in run_at"),
+        Move("hand_back", (_J.RUNNING,), _J.QUEUED, "same stage"),
+        Move("lose_handoff", (_J.RUNNING, _J.QUEUED), _J.QUEUED, "encode"),
+        Move("fail", (_J.RUNNING,), _J.FAILED),
+        Move("expire", (_J.PENDING, _J.QUEUED), _J.FAILED, "deadline passed"),
+        Move("cancel", (_J.PENDING, _J.QUEUED, _J.RUNNING), _J.CANCELLED),
+        Move("restart", (_J.FAILED, _J.CANCELLED), _J.PENDING, "retry asked"),
+    )
+}
+
+_B = BatchStatus
+BATCH_MOVES: frozenset[tuple[BatchStatus, BatchStatus]] = frozenset(
+    {
+        (_B.INGESTING, _B.RUNNING),
+        (_B.INGESTING, _B.FAILED),
+        (_B.INGESTING, _B.CANCELLING),
+        (_B.RUNNING, _B.PAUSED),
+        (_B.PAUSED, _B.RUNNING),
+        (_B.RUNNING, _B.COMPLETED),
+        (_B.RUNNING, _B.CANCELLING),
+        (_B.PAUSED, _B.CANCELLING),
+        (_B.CANCELLING, _B.CANCELLED),
+        (_B.COMPLETED, _B.RUNNING),
+        (_B.CANCELLED, _B.RUNNING),
+    }
+)
+
+
+def diagram() -> str:
+    """The way of a job as a mermaid state diagram, drawn from the moves."""
+    lines = ["stateDiagram-v2", "    [*] --> pending"]
+    for move in JOB_MOVES.values():
+        label = move.name.replace("_", " ") + (f" ({move.stage})" if move.stage else "")
+        lines += [f"    {source} --> {move.target}: {label}" for source in move.source]
+    lines += [f"    {state} --> [*]" for state in ENDED]
+    return "\n".join(lines)

@@ -1,0 +1,32 @@
+"""Where bytes lie: one protocol, two stores (S3 and a local folder), one conformance suite for both.
+
+Owns keys, locations and the errors of storage. Refuses to overwrite a result: what exists stays.
+"""
+
+from orchestrator.storage.locations import open_object, open_store, split_uri
+from orchestrator.storage.names import result_name
+from orchestrator.storage.store import (
+    AccessDenied,
+    ObjectInfo,
+    ObjectMissing,
+    StorageError,
+    StorageFull,
+    Store,
+    TooLarge,
+    Unavailable,
+)
+
+__all__ = [
+    "AccessDenied",
+    "ObjectInfo",
+    "ObjectMissing",
+    "StorageError",
+    "StorageFull",
+    "Store",
+    "TooLarge",
+    "Unavailable",
+    "open_object",
+    "open_store",
+    "result_name",
+    "split_uri",
+]

@@ -1,0 +1,293 @@
+"""A store in an S3 bucket, through boto3: AWS, or any server that knows `If-None-Match`.
+
+Owns the client and the reading of S3's errors. The bucket `kontext-local` is the embedded server's; every other one
+is reached by the standard AWS_* environment. Refuses to overwrite in `put`: the condition is the server's to check.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+from urllib.parse import quote, unquote, urlsplit
+
+import boto3.session
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ResponseStreamingError,
+)
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
+from urllib3.exceptions import HTTPError
+
+from orchestrator.storage.store import (
+    BINARY,
+    NO_METADATA,
+    AccessDenied,
+    ObjectInfo,
+    ObjectMissing,
+    StorageError,
+    StorageFull,
+    TooLarge,
+    Unavailable,
+    check_key,
+)
+
+LOCAL_BUCKET = "kontext-local"
+CHECK_KEY = ".kontext-check"
+ATTEMPTS = 5
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 60
+POOL_CONNECTIONS = 50
+PAGE_OBJECTS = 1000
+STREAM_BYTES = 1 << 18
+
+_MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
+_DENIED = frozenset(
+    {
+        "AccessDenied",
+        "403",
+        "Forbidden",
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+        "ExpiredToken",
+        "InvalidToken",
+        "AuthorizationHeaderMalformed",
+        "AllAccessDisabled",
+    }
+)
+_FULL = frozenset(
+    {"507", "InsufficientStorage", "XMinioStorageFull", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded"}
+)
+_BUSY = frozenset(
+    {
+        "RequestTimeout",
+        "RequestTimeTooSkewed",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+        "InternalError",
+        "ServiceUnavailable",
+        "OperationAborted",
+    }
+)
+_NETWORK = (BotoConnectionError, HTTPClientError, IncompleteReadError, ResponseStreamingError, HTTPError, OSError)
+
+
+class S3Store:
+    """Objects below `prefix` of one bucket."""
+
+    ignores_case = False
+
+    def __init__(self, bucket: str, prefix: str = "", *, local_url: str | None = None) -> None:
+        if bucket == LOCAL_BUCKET and not local_url:
+            raise StorageError(
+                f"s3://{LOCAL_BUCKET} is the embedded server, and KONTEXT_LOCAL_S3_URL does not say where it listens; "
+                "start it with `kontext up`, or name a bucket of your own",
+                code="location_invalid",
+            )
+        self.bucket = bucket
+        self.prefix = f"{prefix}/" if prefix else ""
+        self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._local_url = local_url if bucket == LOCAL_BUCKET else None
+
+    @property
+    def _client(self) -> Any:
+        return _open_client(self._local_url)
+
+    def put(
+        self, key: str, data: bytes, *, content_type: str = BINARY, metadata: Mapping[str, str] = NO_METADATA
+    ) -> bool:
+        headers = {name: quote(value, safe=" !\"#$&'()*+,-./:;<=>?@[]^_`{|}~") for name, value in metadata.items()}
+        name = self._name(key)
+        with self._explain(key):
+            try:
+                self._client.put_object(
+                    Bucket=self.bucket, Key=name, Body=data, ContentType=content_type, Metadata=headers, IfNoneMatch="*"
+                )
+            except ClientError as error:
+                if _status(error) == 412:
+                    return False
+                # Another writer is at work; only what it finished counts.
+                if _status(error) == 409 and self.head(key):
+                    return False
+                raise
+        return True
+
+    def replace(self, key: str, data: bytes | Path, *, content_type: str = BINARY) -> None:
+        name = self._name(key)
+        with self._explain(key):
+            if isinstance(data, Path):
+                self._client.upload_file(
+                    str(data),
+                    self.bucket,
+                    name,
+                    ExtraArgs={"ContentType": content_type},
+                    Config=TransferConfig(max_concurrency=4),
+                )
+            else:
+                self._client.put_object(Bucket=self.bucket, Key=name, Body=data, ContentType=content_type)
+
+    def get(self, key: str) -> bytes:
+        with self._body(key) as (body, _), self._explain(key):
+            return cast(bytes, body.read())
+
+    def read(self, key: str, max_bytes: int) -> bytes:
+        with self._body(key) as (body, size_bytes), self._explain(key):
+            data = cast(bytes, body.read(max_bytes + 1)) if size_bytes <= max_bytes else b""
+        if size_bytes > max_bytes or len(data) > max_bytes:
+            raise TooLarge(f"{self.locate(key)} is larger than the {max_bytes:,} bytes allowed")
+        return data
+
+    @contextmanager
+    def open(self, key: str) -> Iterator[BinaryIO]:
+        with self._body(key) as (body, _):
+            yield cast(BinaryIO, io.BufferedReader(_Stream(body, lambda: self._explain(key)), STREAM_BYTES))
+
+    @contextmanager
+    def _body(self, key: str) -> Iterator[tuple[Any, int]]:
+        name = self._name(key)
+        with self._explain(key):
+            answer = self._client.get_object(Bucket=self.bucket, Key=name)
+        with closing(answer["Body"]) as body:
+            yield body, answer["ContentLength"]
+
+    def head(self, key: str) -> ObjectInfo | None:
+        name = self._name(key)
+        try:
+            with self._explain(key):
+                answer = self._client.head_object(Bucket=self.bucket, Key=name)
+        except ObjectMissing:
+            return None
+        return ObjectInfo(key, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"].timestamp())
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        query = {"Bucket": self.bucket, "Prefix": self.prefix + prefix, "MaxKeys": PAGE_OBJECTS}
+        while True:
+            with self._explain(prefix):
+                page = self._client.list_objects_v2(**query)
+            for item in page.get("Contents", ()):
+                key = item["Key"].removeprefix(self.prefix)
+                # A key that ends in a slash is a folder's marker.
+                if key and not key.endswith("/"):
+                    yield ObjectInfo(key, item["Size"], item["ETag"].strip('"'), item["LastModified"].timestamp())
+            if not page.get("IsTruncated"):
+                return
+            query["ContinuationToken"] = page["NextContinuationToken"]
+
+    def delete(self, key: str) -> None:
+        name = self._name(key)
+        with self._explain(key):
+            self._client.delete_object(Bucket=self.bucket, Key=name)
+
+    def locate(self, key: str) -> str:
+        return f"s3://{self.bucket}/{self._name(key)}"
+
+    def check_writable(self) -> None:
+        self.replace(CHECK_KEY, b"kontext")
+        self.delete(CHECK_KEY)
+
+    def _name(self, key: str) -> str:
+        return self.prefix + check_key(key, self.uri)
+
+    @contextmanager
+    def _explain(self, key: str) -> Iterator[None]:
+        """Turn what boto3 raises into the StorageError that names the object and what to do."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except (BotoCoreError, ClientError, Boto3Error, *_NETWORK) as error:
+            raise _translate(error, f"s3://{self.bucket}/{self.prefix}{key}") from error
+
+
+class _Stream(io.RawIOBase):
+    """A body whose own failures, and not those of who reads it, become StorageErrors."""
+
+    def __init__(self, body: Any, explain: Callable[[], AbstractContextManager[None]]) -> None:
+        self._body, self._explain = body, explain
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with self._explain():
+            data = self._body.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@cache
+def _open_client(local_url: str | None) -> Any:
+    """One client per process and endpoint; clients are safe to share between threads."""
+    session = boto3.session.Session()
+    config: dict[str, Any] = {
+        "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "read_timeout": READ_TIMEOUT_S,
+        "max_pool_connections": POOL_CONNECTIONS,
+        # Servers other than AWS do not all know the newer default checksums.
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    }
+    if local_url is None:
+        return session.client("s3", config=Config(**config))
+    parts = urlsplit(local_url)
+    return session.client(
+        "s3",
+        endpoint_url=f"{parts.scheme}://{parts.hostname}:{parts.port}",
+        region_name="us-east-1",
+        aws_access_key_id=unquote(parts.username or ""),
+        aws_secret_access_key=unquote(parts.password or ""),
+        config=Config(**config, s3={"addressing_style": "path"}, proxies={}),
+    )
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _translate(error: Exception, uri: str) -> StorageError:
+    if isinstance(error, ClientError):
+        return _translate_answer(error, uri)
+    if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
+        return AccessDenied(f"{uri}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if isinstance(error, _NETWORK):
+        return Unavailable(f"{uri}: the S3 server does not answer ({error}); check AWS_ENDPOINT_URL and the network")
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, Boto3Error) and isinstance(cause, Exception):
+        return _translate(cause, uri)
+    return StorageError(f"{uri}: {error}")
+
+
+def _translate_answer(error: ClientError, uri: str) -> StorageError:
+    code, text = error.response.get("Error", {}).get("Code", ""), error.response.get("Error", {}).get("Message", "")
+    status = _status(error)
+    said = f"{code} {text}".strip() or f"status {status}"
+    if code == "NoSuchBucket" or (status == 404 and code not in _MISSING):
+        return StorageError(
+            f"{uri}: the bucket does not exist ({said}); make it or correct the URI", code="bucket_missing"
+        )
+    if code in _MISSING:
+        return ObjectMissing(f"{uri} does not exist")
+    if code in _FULL or status == 507:
+        return StorageFull(f"{uri}: the S3 server has no room left ({said}); free some space, then retry")
+    if code in _BUSY or status in {408, 409, 429} or status >= 500:
+        return Unavailable(f"{uri}: the S3 server could not do it now ({said})")
+    if code in _DENIED or status in {401, 403}:
+        return AccessDenied(
+            f"{uri}: refused by the S3 server ({said}); check the AWS_* credentials and the bucket's policy"
+        )
+    return StorageError(f"{uri}: the S3 server answered {said}")

@@ -1,0 +1,339 @@
+"""Training: the objective's sign and densities, data errors, exact resuming, export."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxKontextPipeline
+from PIL import Image
+
+from kontext_model import KontextEditor, training
+from kontext_model.canvas import Canvas
+from kontext_model.checkpoint_maker import make_checkpoint
+from kontext_model.training.autoencoder import AutoencoderConfig, make_autoencoder, train_decoder
+from kontext_model.training.config import (
+    ConfigError,
+    DataConfig,
+    LoraConfig,
+    Phase,
+    TrainingConfig,
+    ValidationConfig,
+    read_config,
+)  # fmt: skip
+from kontext_model.training.grid import draw_grid
+from kontext_model.training.latent_cache import LatentCache, encoder_digest
+from kontext_model.training.objective import (
+    DENSITIES,
+    WEIGHTS,
+    ObjectiveConfig,
+    draw_sigmas,
+    flow_loss,
+    flow_target,
+    noised,
+)  # fmt: skip
+from kontext_model.training.prefill import prefill
+from kontext_model.training.schedule import learning_rate
+from kontext_model.training.shipping import (
+    WARDROBE_DEFAULTS,
+    TransformerConfig,
+    export_checkpoint,
+    export_lora,
+    make_transformer,
+)  # fmt: skip
+from kontext_model.training.trainer import Trainer
+from kontext_model.training.triples import TripleError, WardrobeSource, read_rows
+from kontext_model.wardrobe import draw
+from kontext_model.wardrobe.evaluation import HELD_OUT_SEED
+
+
+def test_a_perfect_velocity_walks_noise_to_the_image() -> None:
+    clean, noise = torch.randn(2, 5, 64), torch.randn(2, 5, 64)
+    x, sigmas = noise, (1.0, 0.6, 0.3, 0.0)
+    for sigma, following in pairwise(sigmas):
+        x = x + (following - sigma) * flow_target(clean, noise)
+    assert torch.allclose(x, clean, atol=1e-5)
+    halfway = noised(clean, noise, torch.tensor([0.0, 1.0]))
+    assert torch.equal(halfway[0], clean[0]) and torch.equal(halfway[1], noise[1])
+    assert flow_loss(noise - clean, clean, noise, torch.tensor([0.2, 0.9])) == 0
+    assert flow_loss(clean - noise, clean, noise, torch.tensor([0.2, 0.9])) > 1
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_densities_stay_in_range_and_are_seeded(density: str) -> None:
+    config = ObjectiveConfig(density=density, scale=1.0)
+    sigmas = draw_sigmas(config, 4000, torch.Generator().manual_seed(1))
+    assert sigmas.min() >= 0 and sigmas.max() <= 1
+    assert sigmas.mean() == pytest.approx(0.5, abs=0.03)
+    assert torch.equal(sigmas, draw_sigmas(config, 4000, torch.Generator().manual_seed(1)))
+    middle = ((sigmas > 0.4) & (sigmas < 0.6)).float().mean()
+    assert middle == pytest.approx(0.2, abs=0.01) if density == "uniform" else middle > 0.24
+
+
+def test_a_location_moves_the_logit_normal_towards_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert draw_sigmas(ObjectiveConfig(location=1.0), 2000, generator).mean() > 0.65
+
+
+def test_weights_are_those_of_the_paper() -> None:
+    sigmas = torch.tensor([0.25, 0.5, 1.0])
+    assert WEIGHTS["none"](sigmas).tolist() == [1, 1, 1]
+    assert WEIGHTS["sigma_sqrt"](sigmas).tolist() == [16, 4, 1]
+    assert WEIGHTS["cosmap"](torch.tensor([0.5])).item() == pytest.approx(4 / np.pi)
+    with pytest.raises(ValueError, match="weight must be one of none, sigma_sqrt, cosmap, not 'x'"):
+        ObjectiveConfig(weight="x")
+
+
+def test_learning_rates_warm_up_and_fall() -> None:
+    rates = [learning_rate("cosine", 1.0, step, 100, 10) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1) and rates[-1] < 0.03
+    assert learning_rate("constant", 1.0, 99, 100, 10) == 1
+    with pytest.raises(ValueError, match="'linear'"):
+        learning_rate("linear", 1.0, 50, 100, 10)
+
+
+def _write_triples(folder: Path, count: int = 3) -> Path:
+    lines = []
+    for number in range(count):
+        sample = draw(number, 64)
+        sample.photo.save(folder / f"c{number}.png")
+        sample.target.save(folder / f"t{number}.png")
+        lines.append({"condition": f"c{number}.png", "prompt": sample.prompt, "target": f"t{number}.png"})
+    path = folder / "triples.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    return path
+
+
+def test_rows_are_read_from_jsonl_csv_and_folders(tmp_path: Path) -> None:
+    jsonl = _write_triples(tmp_path)
+    table = tmp_path / "triples.csv"
+    table.write_text('\ufeffcondition,prompt,target\nc0.png,"flat, please",t0.png\n', encoding="utf-8")
+    assert len(read_rows(jsonl)) == 3
+    assert read_rows(table).prompts(0) == ("flat, please",)
+    for part in ("condition", "target"):
+        (tmp_path / "pairs" / part).mkdir(parents=True)
+        draw(1, 64).photo.save(tmp_path / "pairs" / part / "one.png")
+    (tmp_path / "pairs" / "prompt.txt").write_text("flat lay\n", encoding="utf-8")
+    assert read_rows(tmp_path / "pairs").prompts(0) == ("flat lay",)
+
+
+def test_bad_rows_are_named_by_file_line_and_column(tmp_path: Path) -> None:
+    jsonl = _write_triples(tmp_path)
+    good = jsonl.read_text(encoding="utf-8")
+    for line, message in (
+        ('{"condition": "c0.png", "target": "t0.png"}', r"line 4: column 'prompt' is missing"),
+        ('{"condition": "no.png", "prompt": "x", "target": "t0.png"}', r"line 4, column 'condition': no file"),
+        ("{", r"line 4: not JSON"),
+        ("[]", r"line 4: must be an object, not list"),
+    ):
+        jsonl.write_text(good + "\n" + line, encoding="utf-8")
+        with pytest.raises(TripleError, match=message):
+            read_rows(jsonl)
+    jsonl.write_text("", encoding="utf-8")
+    with pytest.raises(TripleError, match="holds no triples"):
+        read_rows(jsonl)
+
+
+def test_a_broken_image_names_its_row_and_leaves_no_cache_file(tmp_path: Path) -> None:
+    source = read_rows(_write_triples(tmp_path))
+    whole = (tmp_path / "t1.png").read_bytes()
+    (tmp_path / "t1.png").write_bytes(whole[: len(whole) // 2])
+    vae = make_autoencoder(AutoencoderConfig(fit_samples=1)).eval()
+    cache = LatentCache(tmp_path / "latents", vae, encoder_digest(vae))
+    with pytest.raises(TripleError, match="line 2: image cannot be read"):
+        cache.read(source, 1, Canvas(64, 64))
+    assert not list((tmp_path / "latents").rglob("*.*"))
+
+
+def test_cached_latents_equal_fresh_ones_and_depend_on_the_encoder_only(tmp_path: Path) -> None:
+    vae = make_autoencoder(AutoencoderConfig(fit_samples=1)).eval()
+    cache = LatentCache(tmp_path, vae, encoder_digest(vae))
+    source, canvas = WardrobeSource(2), Canvas(64, 64)
+    fresh = cache.read(source, 1, canvas)
+    again = cache.read(source, 1, canvas)
+    assert all(torch.equal(one, other) for one, other in zip(fresh, again, strict=True))
+    assert fresh[0].shape == (16, 8, 8) and fresh[0].dtype == torch.float16
+    digest = encoder_digest(vae)
+    with torch.no_grad():
+        vae.decoder.conv_in.weight.add_(1)
+        assert encoder_digest(vae) == digest
+        vae.encoder.conv_in.weight.add_(1)
+        assert encoder_digest(vae) != digest
+
+
+def test_the_fitted_encoder_is_linear_and_keeps_most_of_a_picture() -> None:
+    vae = make_autoencoder(AutoencoderConfig(fit_samples=8)).eval()
+    samples = [draw(seed, 128) for seed in range(4)]
+    pictures = np.stack([np.asarray(picture) for sample in samples for picture in (sample.photo, sample.target)])
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.mode()
+        middle = vae.encode((pixels[:1] + pixels[1:2]) / 2).latent_dist.mode()
+    assert torch.allclose(middle, (latents[:1] + latents[1:2]) / 2, atol=0.05)
+    rows = latents.permute(0, 2, 3, 1).reshape(-1, 16).double()
+    rows = torch.cat((rows, torch.ones(len(rows), 1, dtype=torch.float64)), dim=1)
+    patches = torch.nn.functional.pixel_unshuffle(pixels, 8).permute(0, 2, 3, 1).reshape(-1, 192).double()
+    restored = rows @ torch.linalg.lstsq(rows, patches).solution
+    assert 10 * torch.log10(4 / (restored - patches).square().mean()) > 24
+
+
+def test_a_killed_decoder_run_resumes_to_the_weights_of_an_unbroken_one(tmp_path: Path) -> None:
+    config = AutoencoderConfig(fit_samples=1, steps=4, batch=2, crop_px=32)
+    fresh = dict(make_autoencoder(config).named_parameters())
+    whole = train_decoder(tmp_path / "whole", config, report=lambda line: None)
+    train_decoder(tmp_path / "parts", config, report=lambda line: None, until=2)
+    resumed = train_decoder(tmp_path / "parts", config, report=lambda line: None)
+    for (name, one), other in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other), name
+        assert name.startswith("decoder") or torch.equal(one, fresh[name]), f"{name} must stay as fitted"
+    assert not torch.equal(whole.decoder.conv_in.weight, fresh["decoder.conv_in.weight"])
+
+
+def _config(folder: Path, start: Path, **changes: object) -> TrainingConfig:
+    config = TrainingConfig(
+        checkpoint=str(start),
+        out=str(folder),
+        phases=(Phase(64 * 64, 3, 2, 1e-3, warmup=1), Phase(96 * 96, 3, 2, 1e-3, "constant", 1)),
+        data=DataConfig(count=6),
+        validation=ValidationConfig(every=0, count=2, steps=1),
+        prompt_dropout=0.3,
+        guidance=(1.0, 4.0),
+        save_every_s=1e9,
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("start") / "tiny", size="tiny")
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=2.0)])
+def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(
+    tmp_path: Path, start: Path, lora: LoraConfig | None
+) -> None:
+    unbroken = Trainer(_config(tmp_path / "a", start, lora=lora, accumulation=2), report=lambda line: None)
+    unbroken.train()
+    broken = _config(tmp_path / "b", start, lora=lora, accumulation=2)
+    Trainer(broken, report=lambda line: None).train(until=2)
+    resumed = Trainer(broken, report=lambda line: None)
+    assert resumed.step == 2
+    resumed.train()
+    assert resumed.step == unbroken.step == 6
+    assert len(unbroken.weights) > 4
+    for name, value in unbroken.weights.items():
+        assert torch.equal(value, resumed.weights[name]), name
+        assert torch.equal(unbroken.average.shadow[name], resumed.average.shadow[name]), name
+
+
+def test_training_lowers_the_loss(tmp_path: Path, start: Path) -> None:
+    phase = Phase(64 * 64, 60, 4, 5e-3, "constant", 5)
+    losses: list[float] = []
+    trainer = Trainer(_config(tmp_path, start, phases=(phase,), prompt_dropout=0.0), report=lambda line: None)
+    while trainer.step < 60:
+        losses.append(trainer._take_step())
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_a_grid_shows_condition_result_and_target(tmp_path: Path, start: Path) -> None:
+    trainer = Trainer(_config(tmp_path, start), report=lambda line: None)
+    before = {name: value.detach().clone() for name, value in trainer.weights.items()}
+    path = draw_grid(trainer)
+    with Image.open(path) as sheet:
+        assert sheet.width > 6 * 48 and path.name == "step-000000.png"
+    assert all(torch.equal(value, before[name]) for name, value in trainer.weights.items())
+
+
+def test_an_exported_checkpoint_opens_and_carries_the_averaged_weights(tmp_path: Path, start: Path) -> None:
+    trainer = Trainer(_config(tmp_path / "run", start), report=lambda line: None)
+    trainer.train()
+    folder = export_checkpoint(start, tmp_path / "out", transformer_run=tmp_path / "run")
+    editor = KontextEditor.open(folder)
+    weights = dict(editor.checkpoint.transformer.named_parameters())
+    for name, value in trainer.average.shadow.items():
+        assert torch.equal(weights[name], value.half().float()), name
+    with pytest.raises(FileExistsError):
+        export_checkpoint(start, folder)
+
+
+def test_a_fresh_transformer_hands_its_noise_through() -> None:
+    model = make_transformer(TransformerConfig(heads=4), 32)
+    x = torch.randn(2, 8, 64)
+    with torch.no_grad():
+        out = model(
+            hidden_states=x,
+            timestep=torch.full((2,), 0.9),
+            guidance=torch.full((2,), 2.5),
+            pooled_projections=torch.randn(2, 32),
+            encoder_hidden_states=torch.randn(2, 4, 32),
+            txt_ids=torch.zeros(4, 3),
+            img_ids=torch.zeros(8, 3),
+            return_dict=False,
+        )[0]
+    assert torch.nn.functional.cosine_similarity(out.flatten(), x.flatten(), dim=0) > 0.97
+
+
+HEAD = "checkpoint = 'a'\nout = 'b'\n"
+PHASE = "[[phases]]\narea_px = 4096\nsteps = 2\nbatch = 1\nrate = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("chekpoint = 'x'", "unknown key 'chekpoint'"),
+        (HEAD + "phases = []", "at least one phase"),
+        (HEAD + "seed = '1'\n" + PHASE, "seed must be of type int"),
+        (HEAD + PHASE.replace("steps = 2", "steps = true"), "steps must be of type int"),
+        (HEAD + "[objective]\ndensity = 'x'\n" + PHASE, "density"),
+        ("x = [", "train.toml"),
+    ],
+)  # fmt: skip
+def test_a_wrong_configuration_names_the_key(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "train.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        read_config(path)
+
+
+def test_a_configuration_reads_whole(tmp_path: Path) -> None:
+    path = tmp_path / "train.toml"
+    path.write_text(
+        HEAD + "betas = [0.9, 0.95]\n[lora]\nrank = 4\n" + PHASE + PHASE.replace("steps = 2", "steps = 3"),
+        encoding="utf-8",
+    )
+    config = read_config(path)
+    assert config.steps == 5 and config.phases[0].rate == 1.0 and config.lora == LoraConfig(rank=4)
+    assert config.phase_at(3) == (config.phases[1], 1)
+
+
+def test_a_lora_run_exports_a_file_that_diffusers_loads(tmp_path: Path, start: Path) -> None:
+    config = _config(tmp_path / "run", start, lora=LoraConfig(rank=2, alpha=2.0))
+    trainer = Trainer(config, report=lambda line: None)
+    trainer.train()
+    folder = export_lora(config, tmp_path / "lora")
+    pipeline = FluxKontextPipeline.from_pretrained(start)
+    pipeline.load_lora_weights(folder)
+    loaded = dict(pipeline.transformer.named_parameters())
+    name = "transformer_blocks.0.attn.to_q.lora_A.default_0.weight"
+    expected = trainer.average.shadow[name.replace("default_0", "default")].half().float()
+    assert torch.equal(loaded[name].float(), expected)
+    with pytest.raises(ValueError, match=r"no \[lora\] table"):
+        export_lora(replace(config, lora=None), tmp_path / "none")
+
+
+def test_prefilled_latents_are_what_training_reads(tmp_path: Path, start: Path) -> None:
+    config = _config(tmp_path / "run", start)
+    assert prefill(config, 1, report=lambda line: None) == 12
+    files = sorted(path.stat().st_mtime_ns for path in (tmp_path / "run" / "latents").rglob("*.safetensors"))
+    assert len(files) == 12
+    Trainer(config, report=lambda line: None).train()
+    assert files == sorted(path.stat().st_mtime_ns for path in (tmp_path / "run" / "latents").rglob("*.safetensors"))
+
+
+def test_the_shipped_recipe_reads() -> None:
+    config = read_config(Path(training.__file__).with_name("wardrobe_small.toml"))
+    assert config.phases[-1].area_px == WARDROBE_DEFAULTS.area_px
+    assert max(config.data.first_seed + config.data.count, 60_000_000) < HELD_OUT_SEED

@@ -1,0 +1,67 @@
+"""Failures: which class an exception belongs to, and what is done about it.
+
+Owns the retry policy, a table. Refuses to hide anything: what it does not know is `internal`, with the exception's
+name.
+"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from redis.exceptions import RedisError
+
+from orchestrator.state.queries import Claimed
+from orchestrator.state.transitions import ErrorClass
+from orchestrator.storage import StorageError
+from workers.source import SourceError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One job's stage that failed."""
+
+    job: Claimed
+    seconds: float
+    code: str
+    error_class: ErrorClass
+    message: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How often a job may fail by this class before it ends, and the back-off that doubles from `base_s`."""
+
+    tries: int
+    base_s: float
+    ceiling_s: float
+
+
+POLICIES = {
+    ErrorClass.INPUT: Policy(tries=1, base_s=0, ceiling_s=0),
+    ErrorClass.TRANSIENT: Policy(tries=6, base_s=2, ceiling_s=300),
+    ErrorClass.CAPACITY: Policy(tries=3, base_s=5, ceiling_s=60),
+    ErrorClass.INTERNAL: Policy(tries=3, base_s=1, ceiling_s=60),
+}
+
+
+def classify(error: Exception) -> tuple[str, ErrorClass, str]:
+    """(code, class, message for people) of what a stage raised for one job."""
+    if isinstance(error, SourceError):
+        return error.code, ErrorClass(error.error_class), str(error)
+    if isinstance(error, StorageError):
+        # A full disk or a refused key is mended by people: waiting for them costs less than failing the batch.
+        return error.code, ErrorClass.TRANSIENT, str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "out_of_memory", ErrorClass.CAPACITY, "the device has too little memory for this job's canvas"
+    if isinstance(error, RedisError | ConnectionError | TimeoutError):
+        return "unavailable", ErrorClass.TRANSIENT, f"{type(error).__name__}: {error}"
+    return "internal_error", ErrorClass.INTERNAL, f"{type(error).__name__}: {error}"
+
+
+def delay_s(failure: Failure) -> float | None:
+    """Seconds until the stage is tried again, jittered; None when the job has failed for good."""
+    policy = POLICIES[failure.error_class]
+    if failure.job.failures + 1 >= policy.tries:
+        return None
+    backoff_s: float = min(policy.ceiling_s, policy.base_s * 2**failure.job.failures)
+    return backoff_s * random.uniform(0.5, 1.5)
