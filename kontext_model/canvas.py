@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 MULTIPLE_PX = 16
 """The VAE shrinks 8 times and the transformer takes 2x2 patches, so a side is a multiple of 16."""
@@ -80,6 +81,7 @@ class Canvas:
         return max(source, own) > (1 + MAX_STRETCH) * min(source, own)
 
 
+@lru_cache(64)
 def list_canvases(area_px: int) -> tuple[Canvas, ...]:
     """The preferred canvases, narrow to wide, at about `area_px`; fewer than 17 where a small area makes some equal.
 

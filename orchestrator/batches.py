@@ -27,7 +27,7 @@ from orchestrator.state import queries
 from orchestrator.state.bulk import COLUMNS, JobRow, insert_jobs
 from orchestrator.state.database import now, reading, storable
 from orchestrator.state.queries import Batch
-from orchestrator.state.transitions import JobState
+from orchestrator.state.transitions import BatchStatus, JobState
 
 CUSTOM_ID_MAX_CHARACTERS = 256
 # Rows of one transaction: about 30 ms on SQLite, which has one writer, so that heartbeats get through.
@@ -156,9 +156,23 @@ def ingest(
 
     `on_progress` is told the number of rows stored so far. Each transaction stores one chunk with its place in the
     catalogue, so that a kill between two of them loses and doubles nothing. Raises BatchError when another process
-    ingests the same batch.
+    ingests the same batch, and CatalogueError, with the batch failed, when the catalogue can be read no further.
     """
     reader = RowReader(batch.id, catalogue, request.checkpoint.defaults, request.asked)
+    try:
+        _store_rows(engine, batch, catalogue, reader, on_progress)
+    except CatalogueError as error:
+        with engine.begin() as connection:
+            queries.move_batch(connection, batch.id, BatchStatus.FAILED, reason=storable(str(error)))
+        raise
+    with engine.begin() as connection:
+        queries.start_batch(connection, batch.id)
+    return read_batch(engine, batch.id)
+
+
+def _store_rows(
+    engine: Engine, batch: Batch, catalogue: Catalogue, reader: "RowReader", on_progress: Callable[[int], None]
+) -> None:
     line, total = batch.ingested_line, batch.total
     for rows in _chunks(catalogue.rows(after_line=line), CHUNK_ROWS[engine.dialect.name]):
         prepared = [reader.read(row) for row in rows]
@@ -184,9 +198,6 @@ def ingest(
                 )
         line, total = rows[-1].line, total + len(rows)
         on_progress(total)
-    with engine.begin() as connection:
-        queries.start_batch(connection, batch.id)
-    return read_batch(engine, batch.id)
 
 
 def dry_run(catalogue: Catalogue, asked: Mapping[str, Any], defaults: Defaults, *, most_errors: int = 100) -> DryRun:

@@ -38,7 +38,7 @@ WIDE_FONTS = (
 )
 FRAME_PX, GAP_PX, MARGIN_PX, GUTTER_PX, ROW_GAP_PX = 300, 12, 72, 56, 28
 CARD_PX = 2 * FRAME_PX + GAP_PX
-HEADER_PX, FOOTER_PX, CAPTION_PX = 150, 64, 118
+HEADER_PX, FOOTER_PX, CAPTION_PX = 150, 92, 118
 TITLE_PX, TEXT_PX, SMALL_PX = 38, 21, 17
 LEADING = 1.4
 PAPER, MAT, HAIRLINE = "#ffffff", "#fafaf8", "#e0e0db"
@@ -105,7 +105,7 @@ def draw_sheet(cards: Sequence[Card], path: Path, *, title: str, facts: str, mor
         row, column = divmod(number, columns)
         _draw_card(sheet, draw, card, lefts[column], top + row * (FRAME_PX + CAPTION_PX + ROW_GAP_PX))
     said = " · ".join(filter(None, (f"and {more:,} more" if more > 0 else "", foot)))
-    _write(draw, (MARGIN_PX, height_px - FOOTER_PX), said, SMALL_PX, QUIET, inner_px)
+    _write(draw, (MARGIN_PX, height_px - FOOTER_PX + 20), said, SMALL_PX, QUIET, inner_px)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG", optimize=True)
 

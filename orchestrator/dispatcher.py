@@ -25,8 +25,8 @@ from orchestrator.state.queries import Batch
 from orchestrator.state.transitions import BatchStatus, Stage
 from orchestrator.storage import StorageError
 
-IDLE_S, BUSY_S = 0.25, 0.05
-# Refilling by single jobs would ring a bell for each; a quarter of the window keeps units full.
+INTERVAL_S = 0.25
+# Refilling by single jobs would ring a bell for each; by a quarter of the window, units stay full.
 REFILL_SHARE = 4
 log = structlog.get_logger("dispatcher")
 
@@ -99,7 +99,7 @@ def share_window(
     held_bytes = sum(in_flight.get(batch.id, 0) * batch.handoff_bytes for batch in batches)
     fitting = (settings.window_bytes - held_bytes) // max(batch.handoff_bytes for batch in hungry)
     room = max(min(settings.window_jobs - held, fitting), settings.unit_size - held)
-    if room <= 0 or room < min((held + room) // REFILL_SHARE, settings.unit_size):
+    if room <= 0 or room < (held + room) // REFILL_SHARE:
         return []
     shares = []
     for priority in sorted({batch.priority for batch in hungry}, reverse=True):
@@ -116,7 +116,7 @@ def share_window(
 def serve(settings: Settings, stop: threading.Event) -> None:
     """Dispatch and rescue until `stop` is set. A database or broker that is away is waited for."""
     assert settings.database_url is not None and settings.broker_url is not None
-    engine = open_database(settings.database_url)
+    engine = open_database(settings.database_url, relaxed=True)
     app = Celery("kontext", set_as_current=False)
     app.conf.update(broker_options(settings.broker_url))
     ring_all = _quiet_ringer(app)
@@ -124,13 +124,12 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     rescuer = Rescuer(engine, settings, ring_all)
     while not stop.is_set():
         try:
-            busy = dispatcher.tick()
+            dispatcher.tick()
             rescuer.tick()
         except (DBAPIError, BrokerError, RedisError, OSError) as error:
             log.warning("waiting for database or broker", error=str(error).partition("\n")[0])
-            busy = 0
             stop.wait(1)
-        stop.wait(BUSY_S if busy else IDLE_S)
+        stop.wait(INTERVAL_S)
     app.close()
     engine.dispose()
 

@@ -7,6 +7,7 @@ is an error that names the variable and not a default silently used.
 import difflib
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -156,7 +157,8 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     except ValidationError as error:
         for problem in error.errors():
             name = f"{PREFIX}{str(problem['loc'][0]).upper()}"
-            problems.append(f"{name}={environment.get(name, '')!r}: {problem['msg'].removeprefix('Value error, ')}")
+            value = re.sub(r"//[^/]*@", "//…@", environment.get(name, ""))  # logs are no place for passwords
+            problems.append(f"{name}={value!r}: {problem['msg'].removeprefix('Value error, ')}")
         raise SettingsError("; ".join(problems)) from None
     if problems:
         raise SettingsError("; ".join(problems))

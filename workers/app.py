@@ -5,6 +5,7 @@ is handed back). The solo pool is the process: nothing forks beside a GPU contex
 """
 
 import os
+import signal
 import socket
 import warnings
 from collections.abc import Callable, Sequence
@@ -60,7 +61,7 @@ def serve(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     editor = open_model(settings, stages)
-    engine = open_database(settings.database_url)
+    engine = open_database(settings.database_url, relaxed=True)
     cache = redis.Redis.from_url(
         settings.cache_url, socket_timeout=30, socket_connect_timeout=10, health_check_interval=25
     )
@@ -117,7 +118,12 @@ def consume(app: Celery, answer: Callable[[Bell], int], stages: Sequence[Stage],
         except ValueError as error:
             log.warning("message dropped", error=str(error))
             return
-        answer(bell)
+        try:
+            answer(bell)
+        except Exception as error:
+            # Its jobs are still marked as ours: stopping hands them back, or lets the lease do it.
+            log.error("unit not committed, stopping", error=repr(error)[:300])
+            os.kill(os.getpid(), signal.SIGTERM)
 
     # Celery warns root against pickles, which this app does not accept.
     warnings.simplefilter("ignore", SecurityWarning)

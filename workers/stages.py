@@ -24,7 +24,7 @@ from kontext_model.revision import Defaults
 from kontext_model.text import TextEmbeds
 from orchestrator.settings import Settings
 from orchestrator.state import queries
-from orchestrator.state.database import reading
+from orchestrator.state.database import single
 from orchestrator.state.fingerprint import fingerprint
 from orchestrator.state.queries import Advanced, Batch, Claimed, Ended, Finished
 from orchestrator.state.transitions import ErrorClass, Stage
@@ -78,7 +78,7 @@ class Bench:
         self.store = lru_cache(64)(lambda uri: open_store(uri, settings))
         self.batch = lru_cache(256)(self._read_batch)
         self.recipe = lru_cache(256)(self._read_recipe)
-        self.reader = reading(engine)
+        self.direct = single(engine)
         self._renewed: dict[str, float] = {}
         self._embeds: Callable[[str], TextEmbeds] = lru_cache(32)(self._take_embeds)
 
@@ -115,14 +115,14 @@ class Bench:
         return [attempt(unit[0])] if len(unit) == 1 else list(self.threads.map(attempt, unit))
 
     def _read_batch(self, batch_id: str) -> Batch:
-        with self.reader.connect() as connection:
+        with self.direct.connect() as connection:
             batch = queries.read_batch(connection, batch_id)
         if batch is None:
             raise LookupError(f"batch {batch_id} does not exist")
         return batch
 
     def _read_recipe(self, recipe_id: str) -> Recipe:
-        with self.reader.connect() as connection:
+        with self.direct.connect() as connection:
             recipe = queries.read_recipe(connection, recipe_id)
         if recipe is None:
             raise LookupError(f"recipe {recipe_id} does not exist")
@@ -267,7 +267,7 @@ class _Watch:
     def still_wanted(self, step: int, latents: Tensor) -> bool:
         if self._wanted and time.monotonic() >= self._next:
             self._next = time.monotonic() + WATCH_INTERVAL_S
-            with self._bench.reader.connect() as connection:
+            with self._bench.direct.connect() as connection:
                 self._wanted = queries.any_held(connection, {job.id: job.attempt for job in self._unit})
         return self._wanted
 
@@ -297,7 +297,7 @@ def _reuse(bench: Bench, hashed: dict[Claimed, tuple[str, str, bytes]], outcome:
     """Close the jobs whose fingerprint has a picture already, and take them out of `hashed`."""
     if not hashed:
         return
-    with bench.reader.connect() as connection:
+    with bench.direct.connect() as connection:
         known = queries.find_reusable(connection, [print_ for _, print_, _ in hashed.values()])
     candidates = [job for job, (_, print_, _) in hashed.items() if print_ in known]
     if not candidates:

@@ -3,12 +3,14 @@
 Owns what happens to a bell. Refuses work that SQL does not hold: a bell without rows is dropped.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from orchestrator.state import queries
 from orchestrator.state.messages import Bell, bells_needed
@@ -19,6 +21,8 @@ from workers.stages import STAGES, Bench, Outcome
 
 CONSUMES: Mapping[Stage, Stage] = {Stage.SAMPLE: Stage.ENCODE, Stage.DECODE: Stage.SAMPLE}
 """Whose handoff a stage uses up."""
+# A minute and a half in all; after that the process ends and its lease brings the jobs back.
+COMMIT_BACKOFF_S = (0.5, 1, 2, 4, 8, 15, 30, 30)
 log = structlog.get_logger("tasks")
 
 
@@ -35,21 +39,26 @@ class Worker:
     def serve(self, bell: Bell) -> int:
         """Answer a bell: claim one unit, do its stage, hand its jobs on. Gives the number of jobs claimed.
 
-        A worker that serves the next stage too answers its own bell in the transaction that would ring it: the same
-        unit it would be called to next, without a message.
+        A worker that serves the next stage too goes on with the jobs it has: the unit it would ring for, without a
+        message.
         """
-        with self.bench.engine.begin() as connection:
-            unit = self._claim(connection, bell)
+        group = Group(bell.stage, bell.recipe_id, bell.canvas, bell.revision)
+        settings = self.bench.settings
+        try:
+            with self.bench.direct.connect() as connection:
+                unit = queries.claim(
+                    connection, group, numerics=settings.numerics, worker_id=self.id, limit=settings.unit_size
+                )
+        except DBAPIError as error:
+            # The rows stay queued and the rescuer rings for them; those claimed unbeknownst to us are given back.
+            log.warning("not claimed", stage=bell.stage, error=_first_line(error))
+            self._persist(lambda: self._settle(bell, [], Outcome(), release=True))
+            return 0
         claimed = len(unit)
         while unit:
             outcome = self._work(bell.stage, unit)
             bell, unit = self._hand_on(bell, unit, outcome)
         return claimed
-
-    def _claim(self, connection: Connection, bell: Bell) -> list[Claimed]:
-        settings = self.bench.settings
-        group = Group(bell.stage, bell.recipe_id, bell.canvas, bell.revision)
-        return queries.claim(connection, group, numerics=settings.numerics, worker_id=self.id, limit=settings.unit_size)
 
     def _work(self, stage: Stage, unit: Sequence[Claimed]) -> Outcome:
         try:
@@ -60,30 +69,68 @@ class Worker:
 
     def _hand_on(self, bell: Bell, unit: Sequence[Claimed], outcome: Outcome) -> tuple[Bell, list[Claimed]]:
         """Commit what became of the unit, ring for what others do next; gives what this worker goes on with."""
+        carried: list[Claimed] = []
+        own = self._own_next(bell, outcome)
+        try:
+            if own is not None:
+                with self.bench.direct.connect() as connection:
+                    carried = queries.carry(connection, bell.stage, outcome.advanced)
+            if len(carried) < len(unit):
+                self._settle(bell, unit, outcome)
+        except DBAPIError as error:
+            # The work is done and nobody else knows it: the database is waited for. Whatever was carried unbeknownst
+            # to us is given back in the same transaction.
+            log.warning("not committed, trying again", jobs=len(unit), error=_first_line(error))
+            self._persist(lambda: self._settle(bell, unit, outcome, release=True))
+            return bell, []
+        self._forget(bell.stage, carried)
+        return own or bell, carried
+
+    def _own_next(self, bell: Bell, outcome: Outcome) -> Bell | None:
+        """The bell this worker would ring for itself: it serves the next stage and all jobs go there together."""
+        canvases = {end.canvas for end in outcome.advanced}
+        if bell.stage.following not in self.stages or len(canvases) != 1 or self.stopping():
+            return None
+        return replace(bell, stage=bell.stage.following, canvas=canvases.pop())
+
+    def _settle(self, bell: Bell, unit: Sequence[Claimed], outcome: Outcome, *, release: bool = False) -> None:
+        """Write each job's end of the stage, ring for those that others take, forget the handoffs used up.
+
+        `release` also gives back all that SQL still counts as ours.
+        """
         stage, following = bell.stage, bell.stage.following
-        own, carried = bell, list[Claimed]()
         with self.bench.engine.begin() as connection:
-            moved = _settle(connection, stage, outcome)
-            rows = Counter(end.canvas for end in outcome.advanced if end.id in moved)
-            if following in self.stages and rows and not self.stopping():
-                own = replace(bell, stage=following, canvas=rows.most_common(1)[0][0])
-                carried = self._claim(connection, own)
-                rows[own.canvas] -= len(carried)
+            moved = _write_ends(connection, stage, outcome)
+            if release:
+                queries.hand_back(connection, self.id)
+        rows = Counter(end.canvas for end in outcome.advanced if end.id in moved)
         bells = [
             replace(bell, stage=following, canvas=canvas)
             for canvas, count in rows.items()
             if following is not None
-            for _ in range(bells_needed(max(count, 0), self.bench.settings.unit_size))
+            for _ in range(bells_needed(count, self.bench.settings.unit_size))
         ]
         if outcome.lost:
             bells.append(replace(bell, stage=Stage.ENCODE, canvas=""))
         self.ring(bells)
+        self._forget(stage, [job for job in unit if job.id in moved])
+
+    def _forget(self, stage: Stage, moved: Sequence[Claimed]) -> None:
         if stage in CONSUMES:
-            self.bench.handoffs.delete(CONSUMES[stage], [job for job in unit if job.id in moved])
-        return own, carried
+            self.bench.handoffs.delete(CONSUMES[stage], moved)
+
+    def _persist(self, action: Callable[[], None]) -> None:
+        """Do it again until the database answers; the last error is raised."""
+        for patience_s in COMMIT_BACKOFF_S:
+            time.sleep(patience_s)
+            try:
+                return action()
+            except DBAPIError as error:
+                log.warning("database away", error=_first_line(error))
+        return action()
 
 
-def _settle(connection: Connection, stage: Stage, outcome: Outcome) -> set[int]:
+def _write_ends(connection: Connection, stage: Stage, outcome: Outcome) -> set[int]:
     """Write each job's end of the stage; gives the ids that went on or ended, whose handoffs are used up."""
     moved = queries.advance(connection, stage, outcome.advanced) if outcome.advanced else set()
     moved |= queries.succeed(connection, stage, outcome.finished)
@@ -96,3 +143,7 @@ def _settle(connection: Connection, stage: Stage, outcome: Outcome) -> set[int]:
         else:
             queries.retry(connection, stage, [end], delay_s=delay)
     return moved
+
+
+def _first_line(error: DBAPIError) -> str:
+    return str(error.orig).partition("\n")[0]

@@ -93,6 +93,13 @@ def upgrade() -> None:
         sa.Column("recipe_id", sa.Text(), comment="null for a bad row"),
         sa.Column("seed", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("priority", sa.SmallInteger(), server_default="0", nullable=False),
+        sa.Column(
+            "urgency",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="the order of claims, set as it is queued",
+        ),
         sa.Column("given", sa.Text(), comment="JSON: the row as given, but for what other columns and the recipe tell"),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("stage", sa.Text()),
@@ -128,7 +135,12 @@ def upgrade() -> None:
     op.create_index("jobs_batch_line_key", "jobs", ["batch_id", "line", "take"], unique=True)
     op.create_index("jobs_batch_state_idx", "jobs", ["batch_id", "state", sa.text("priority DESC"), "id"])
     op.create_index("jobs_fingerprint_idx", "jobs", ["fingerprint"], **only("state = 'succeeded'"))
-    op.create_index("jobs_queued_idx", "jobs", ["stage", "recipe_id", "canvas"], **only("state = 'queued'"))
+    op.create_index(
+        "jobs_queued_idx",
+        "jobs",
+        ["stage", "recipe_id", "canvas", sa.text("urgency DESC"), "id"],
+        **only("state = 'queued'"),
+    )
     op.create_index("jobs_running_idx", "jobs", ["worker_id"], **only("state = 'running'"))
     op.create_table(
         "attempts",

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -91,11 +92,17 @@ class Crew:
         return "the worker is starting" if "worker" in self._supervisors else "waiting for a worker"
 
     def stop(self, timeout_s: float = STOP_S) -> None:
-        """End all that was started, the worker first; called a second time, at once."""
+        """End all that was started, side by side; called a second time, at once."""
         timeout_s = 0.0 if self._stopping else timeout_s
         self._stopping = True
-        for supervisor in reversed(self._supervisors.values()):
-            supervisor.stop(timeout_s)
+        endings = [
+            threading.Thread(target=supervisor.stop, args=(timeout_s,), daemon=True)
+            for supervisor in self._supervisors.values()
+        ]
+        for ending in endings:
+            ending.start()
+        for ending in endings:
+            ending.join()
 
     def _look_for_workers(self, up_has_one: bool) -> None:
         with reading(self._engine).connect() as connection:

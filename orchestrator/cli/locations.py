@@ -119,9 +119,15 @@ def check_redis(settings: Settings) -> None:
 
 
 def log_to_file(settings: Settings) -> None:
-    """Send what libraries log and warn to `<home>/logs/kontext.log`: the terminal belongs to the command."""
+    """Send what libraries log and warn to `<home>/logs/kontext.log`: the terminal belongs to the command.
+
+    Raises CallError when the home cannot be written.
+    """
     folder = settings.home.absolute() / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CallError(f"{settings.home} cannot be used ({error.strerror}): set KONTEXT_HOME to another") from error
     logging.basicConfig(
         filename=folder / "kontext.log", level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s"
     )

@@ -40,16 +40,21 @@ def _compile_now(element: Any, compiler: Any, **_: Any) -> str:
     return _NOW[compiler.dialect.name]
 
 
-def open_database(url: str, *, pool_size: int = 4) -> Engine:
+def open_database(url: str, *, pool_size: int = 4, relaxed: bool = False) -> Engine:
     """Open an engine whose `begin()` takes the write lock at once on SQLite and pings pooled connections on PostgreSQL.
 
-    Raises ValueError for a database that is neither.
+    `relaxed` is for the many small writes of dispatcher and workers: PostgreSQL does not wait for its disk at a commit,
+    and connections are not pinged before use. A crash of the server may then forget the last moments; those jobs run
+    again and adopt the pictures they stored. Raises ValueError for a database that is neither.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _open_sqlite(url, Path(parsed.database or "").parent)
     if parsed.get_backend_name() == "postgresql":
-        return create_engine(parsed, pool_size=pool_size, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        arguments: dict[str, Any] = {"connect_timeout": 10}
+        if relaxed:
+            arguments["options"] = "-c synchronous_commit=off"
+        return create_engine(parsed, pool_size=pool_size, pool_pre_ping=not relaxed, connect_args=arguments)
     raise ValueError(f"{parsed.get_backend_name()} is no database we know; use sqlite:///… or postgresql://…")
 
 
@@ -64,16 +69,21 @@ def _open_sqlite(url: str, folder: Path) -> Engine:
             connection.execute(f"PRAGMA {pragma}").close()
 
     # A deferred transaction that turns into a writer fails with BUSY whatever the timeout, hence IMMEDIATE.
-    # Readers that ask for autocommit never come here.
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 
 
 def reading(engine: Engine) -> Engine:
     """The same pool for statements that only read: no transaction is opened, so no write lock is taken."""
+    return single(engine)
+
+
+def single(engine: Engine) -> Engine:
+    """The same pool for single statements, each a transaction of its own: one round trip instead of three."""
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 

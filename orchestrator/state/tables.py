@@ -85,6 +85,7 @@ jobs = Table(
     Column("recipe_id", Text, comment="null for a bad row"),
     Column("seed", BigInteger, nullable=False, server_default="0"),
     Column("priority", SmallInteger, nullable=False, server_default="0"),
+    Column("urgency", Integer, nullable=False, server_default="0", comment="the order of claims, set as it is queued"),
     Column("given", Text, comment="JSON: the row as given, but for what other columns and the recipe tell"),
     Column("state", Text, nullable=False),
     Column("stage", Text),
@@ -117,15 +118,8 @@ jobs = Table(
         sqlite_where=text("recipe_id IS NOT NULL"),
         postgresql_where=text("recipe_id IS NOT NULL"),
     ),
-    # The three small sets that workers and rescuer look through; they hold the window, never the backlog.
-    Index(
-        "jobs_queued_idx",
-        "stage",
-        "recipe_id",
-        "canvas",
-        sqlite_where=text("state = 'queued'"),
-        postgresql_where=text("state = 'queued'"),
-    ),
+    # These, and `jobs_queued_idx` below, are small sets that workers and rescuer look through: they hold the window,
+    # never the backlog.
     Index(
         "jobs_running_idx",
         "worker_id",
@@ -142,6 +136,16 @@ jobs = Table(
 )
 # Counts, and the dispatcher's next rows in its own order: without it, each tick would sort the whole backlog.
 Index("jobs_batch_state_idx", jobs.c.batch_id, jobs.c.state, jobs.c.priority.desc(), jobs.c.id)
+Index(
+    "jobs_queued_idx",
+    jobs.c.stage,
+    jobs.c.recipe_id,
+    jobs.c.canvas,
+    jobs.c.urgency.desc(),
+    jobs.c.id,
+    sqlite_where=text("state = 'queued'"),
+    postgresql_where=text("state = 'queued'"),
+)
 
 attempts = Table(
     "attempts",

@@ -77,6 +77,7 @@ JOB_MOVES: dict[str, Move] = {
         Move("reject", (_J.PENDING,), _J.FAILED, "bad row"),
         Move("claim", (_J.QUEUED,), _J.RUNNING),
         Move("advance", (_J.RUNNING,), _J.QUEUED, "next stage"),
+        Move("carry", (_J.RUNNING,), _J.RUNNING, "next stage, the same worker goes on"),
         Move("succeed", (_J.RUNNING,), _J.SUCCEEDED, "after decode, or reused at encode"),
         Move("retry", (_J.RUNNING,), _J.QUEUED, "same stage, back-off in run_at"),
         Move("hand_back", (_J.RUNNING,), _J.QUEUED, "same stage"),

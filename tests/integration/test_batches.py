@@ -4,6 +4,7 @@ import csv
 import json
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,31 +224,66 @@ class TestResuming:
         assert seed.rows(batch.id) == []
         assert ingest(seed.engine, batch, catalogue, REQUEST).total == 2
 
+    @pytest.mark.parametrize("late", [True, False], ids=["from the start", "from where it stands"])
     def test_of_two_processes_that_fill_a_batch_one_gives_way(
-        self, seed: Seeder, write: Write, monkeypatch: pytest.MonkeyPatch
+        self, seed: Seeder, write: Write, monkeypatch: pytest.MonkeyPatch, late: bool
     ) -> None:
         monkeypatch.setitem(batches.CHUNK_ROWS, seed.engine.dialect.name, 10)
+        catalogue = write("image", [[f"{number}.jpg"] for number in range(35)])
+        batch = create_batch(seed.engine, catalogue, REQUEST)
+        gave_way = []
+
+        def fill_too(rows: int) -> None:
+            if rows == 10:
+                seen = batch if late else read_batch(seed.engine, batch.id)
+                try:
+                    ingest(seed.engine, seen, catalogue, REQUEST)
+                except BatchError as error:
+                    gave_way.append(str(error))
+
+        try:
+            ingest(seed.engine, batch, catalogue, REQUEST, fill_too)
+        except BatchError as error:
+            gave_way.append(str(error))
+        assert len(gave_way) == 1 and f"kontext show {batch.id}" in gave_way[0]
+        assert [row["line"] for row in seed.rows(batch.id)] == list(range(2, 37))
+        assert (read_batch(seed.engine, batch.id).total, read_batch(seed.engine, batch.id).status) == (35, "running")
+
+    def test_two_that_fill_a_batch_at_once_double_nothing(self, seed: Seeder, write: Write) -> None:
         catalogue = write("image", [[f"{number}.jpg"] for number in range(60)])
         batch = create_batch(seed.engine, catalogue, REQUEST)
-        barrier, outcomes = threading.Barrier(2), list[str]()
+        barrier = threading.Barrier(2)
 
-        def work() -> None:
+        def work(_: int) -> bool:
             barrier.wait()
             try:
                 ingest(seed.engine, batch, catalogue, REQUEST)
-                outcomes.append("filled")
-            except BatchError as error:
-                assert batch.id in str(error)
-                outcomes.append("gave way")
+            except BatchError:
+                return False
+            return True
 
-        threads = [threading.Thread(target=work) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(outcomes) == ["filled", "gave way"]
+        with ThreadPoolExecutor(2) as pool:
+            assert sorted(pool.map(work, range(2))) == [False, True]
         assert [row["line"] for row in seed.rows(batch.id)] == list(range(2, 62))
         assert read_batch(seed.engine, batch.id).total == 60
+
+    def test_a_catalogue_that_breaks_off_fails_its_batch_and_says_why(
+        self, seed: Seeder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(batches.CHUNK_ROWS, seed.engine.dialect.name, 2)
+        catalogue = Rows(*[{"image": f"{number}.jpg"} for number in range(5)])
+        batch = create_batch(seed.engine, catalogue, REQUEST)
+
+        def rows(after_line: int = 0) -> Any:
+            yield from catalogue._rows[:3]
+            raise CatalogueError("given.csv, line 5: cannot be read")
+
+        monkeypatch.setattr(catalogue, "rows", rows)
+        with pytest.raises(CatalogueError, match="line 5"):
+            ingest(seed.engine, batch, catalogue, REQUEST)
+        failed = read_batch(seed.engine, batch.id)
+        assert (failed.status, failed.reason) == (BatchStatus.FAILED, "given.csv, line 5: cannot be read")
+        assert failed.ended_at is not None and failed.total == len(seed.rows(batch.id)) == 2
 
     def test_an_ended_batch_takes_no_more_rows(self, seed: Seeder, write: Write) -> None:
         catalogue = write("image", [["a.jpg"]])

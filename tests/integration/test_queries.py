@@ -131,6 +131,15 @@ class TestClaim:
             list(pool.map(work, range(4)))
         assert len(held) == 120 and set(held.values()) == {1}
 
+    @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+    def test_a_worker_does_not_wait_for_anothers_claim(self, seed: Seeder) -> None:
+        group = seed.queued(6)
+        with seed.engine.begin() as slow, seed.engine.begin() as quick:
+            quick.execute(text("SET LOCAL lock_timeout = '2s'"))
+            first = queries.claim(slow, group, numerics=NUMERICS, worker_id="slow", limit=3)
+            second = queries.claim(quick, group, numerics=NUMERICS, worker_id="quick", limit=3)
+        assert {job.id for job in first}.isdisjoint(job.id for job in second) and len(first) == len(second) == 3
+
     def test_a_claim_tells_all_that_a_stage_needs(self, seed: Seeder) -> None:
         (job,) = bring_to_sample(seed, 1)
         assert (job.batch_id, job.custom_id, job.image, job.recipe_id, job.seed, job.take) == (

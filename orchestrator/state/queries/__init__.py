@@ -33,6 +33,7 @@ from orchestrator.state.queries.jobs import (
     Group,
     advance,
     any_held,
+    carry,
     claim,
     count_jobs,
     dispatch,
@@ -58,7 +59,7 @@ from orchestrator.state.queries.workers import (
 
 __all__ = [
     "Advanced", "Batch", "BatchCounts", "Claimed", "Ended", "Failed", "Finished", "Group", "Worker", "add_recipes",
-    "advance", "any_held", "beat", "claim", "count_batches", "count_by_error", "count_by_state", "count_jobs",
+    "advance", "any_held", "beat", "carry", "claim", "count_batches", "count_by_error", "count_by_state", "count_jobs",
     "create_batch", "dead_workers", "dispatch", "end_worker", "fail", "find_open_request", "find_reusable",
     "groups_queued", "hand_back", "in_flight", "last_end", "list_batches", "live_workers", "lose_handoffs",
     "move_batch", "note_ingested", "open_batches", "read_batch", "read_recipe", "register_worker", "retry",

@@ -100,7 +100,11 @@ class Failed(Ended):
 
 
 def dispatch(connection: Connection, batch_id: str, limit: int) -> Mapping[str, int]:
-    """Move up to `limit` pending jobs of a batch to queued(encode); gives the number of jobs by recipe."""
+    """Move up to `limit` pending jobs of a batch to queued(encode); gives the number of jobs by recipe.
+
+    The batch's priority and then the job's become the order of claims.
+    """
+    priority = select(batches.c.priority).where(batches.c.id == batch_id).scalar_subquery()
     chosen = (
         select(jobs.c.id)
         .where(jobs.c.batch_id == batch_id, in_state(JobState.PENDING))
@@ -112,7 +116,13 @@ def dispatch(connection: Connection, batch_id: str, limit: int) -> Mapping[str, 
     statement = (
         update(jobs)
         .where(jobs.c.id.in_(select(chosen.c.id)), in_state(JobState.PENDING))
-        .values(state=JobState.QUEUED, stage=Stage.ENCODE, canvas="", queued_at=now())
+        .values(
+            state=JobState.QUEUED,
+            stage=Stage.ENCODE,
+            canvas="",
+            queued_at=now(),
+            urgency=priority * PRIORITY_SPAN + jobs.c.priority,
+        )
         .returning(jobs.c.recipe_id)
     )
     return Counter(connection.execute(statement).scalars())
@@ -138,6 +148,17 @@ def advance(connection: Connection, stage: Stage, ends: Sequence[Advanced]) -> s
     if stage.following is None:
         raise ValueError(f"no stage follows {stage}")
     return _write(connection, "advance", stage, ends, stage_to=stage.following)
+
+
+def carry(connection: Connection, stage: Stage, ends: Sequence[Advanced]) -> list[Claimed]:
+    """Advance jobs and claim them for the next stage at once, for the worker that holds them: one statement.
+
+    Gives those that went on. The others are stale, or their batch is no longer running: they are still where they were.
+    """
+    columns = tuple((field.name, _SQL_TYPES[field.type]) for field in fields(Advanced))
+    statement = _carry_statement(connection.dialect.name, stage, columns)
+    rows = connection.execute(statement, {"given": _as_json(ends), "stage": stage, "stage_to": stage.following})
+    return sorted((Claimed(*row) for row in rows), key=lambda job: job.id)
 
 
 def succeed(connection: Connection, stage: Stage, ends: Sequence[Finished]) -> set[int]:
@@ -298,21 +319,45 @@ _CHANGES: Mapping[str, str] = {
         state = 'queued', stage = 'encode', canvas = '', worker_id = NULL, attempt = jobs.attempt + 1,
         queued_at = {now}""",
 }
+# More than the widest range of a job's own priority.
+PRIORITY_SPAN = 1000
 _SQL_TYPES: Mapping[Any, str] = {int: "bigint", float: "double precision", str: "text", str | None: "text"}
 
 
 # The hot statements are written out: a VALUES list would be compiled anew for every size of unit, while one JSON value
 # keeps the text constant and lets the driver prepare it.
-@cache
-def _write_statement(dialect: str, move: str, stage: Stage, columns: tuple[tuple[str, str], ...]) -> TextClause:
+def _given_text(dialect: str, columns: tuple[tuple[str, str], ...]) -> str:
     if dialect == "postgresql":
         types = ", ".join(f"{name} {sql_type}" for name, sql_type in columns)
-        given = f"jsonb_to_recordset(CAST(:given AS jsonb)) AS given({types})"
-    else:
-        names = ", ".join(f"value ->> '{name}' AS {name}" for name, _ in columns)
-        given = f"(SELECT {names} FROM json_each(:given)) AS given"
+        return f"jsonb_to_recordset(CAST(:given AS jsonb)) AS given({types})"
+    names = ", ".join(f"value ->> '{name}' AS {name}" for name, _ in columns)
+    return f"(SELECT {names} FROM json_each(:given)) AS given"
+
+
+def _as_json(ends: Sequence[Ended]) -> str:
+    return json.dumps([vars(end) for end in ends])
+
+
+@cache
+def _carry_statement(dialect: str, stage: Stage, columns: tuple[tuple[str, str], ...]) -> TextClause:
+    returned = ", ".join(f"jobs.{field.name}" for field in fields(Claimed))
     return text(
-        f"UPDATE jobs SET {_CHANGES[move].format(now=now_text(dialect), stage=stage.value)} FROM {given}"
+        f"""
+        UPDATE jobs SET stage = :stage_to, canvas = given.canvas, queued_at = {now_text(dialect)},
+            image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
+            fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {stage.value}_s = given.seconds
+        FROM {_given_text(dialect, columns)}
+        WHERE jobs.id = given.id AND jobs.attempt = given.attempt AND jobs.stage = :stage AND jobs.state = 'running'
+          AND EXISTS (SELECT 1 FROM batches WHERE batches.id = jobs.batch_id AND batches.status = 'running')
+        RETURNING {returned}"""
+    )
+
+
+@cache
+def _write_statement(dialect: str, move: str, stage: Stage, columns: tuple[tuple[str, str], ...]) -> TextClause:
+    changes = _CHANGES[move].format(now=now_text(dialect), stage=stage.value)
+    return text(
+        f"UPDATE jobs SET {changes} FROM {_given_text(dialect, columns)}"
         " WHERE jobs.id = given.id AND jobs.attempt = given.attempt AND jobs.stage = :stage"
         " AND jobs.state = 'running' RETURNING jobs.id"
     )
@@ -331,7 +376,7 @@ def _claim_statement(dialect: str, suspects: bool) -> TextClause:
               AND jobs.canvas = :canvas AND jobs.crashes {"> 0" if suspects else "= 0"}
               AND (jobs.run_at IS NULL OR jobs.run_at <= {now_text(dialect)})
               AND batches.status = 'running' AND batches.revision = :revision AND batches.numerics = :numerics
-            ORDER BY batches.priority DESC, jobs.priority DESC, jobs.id
+            ORDER BY jobs.urgency DESC, jobs.id
             LIMIT :limit {locked})
         UPDATE jobs SET state = 'running', worker_id = :worker_id, run_at = NULL
         WHERE state = 'queued' AND id IN (SELECT id FROM chosen)
@@ -356,8 +401,7 @@ def _write(connection: Connection, move: str, stage: Stage, ends: Sequence[Ended
         return set()
     columns = tuple((field.name, _SQL_TYPES[field.type]) for field in fields(ends[0]))
     statement = _write_statement(connection.dialect.name, move, stage, columns)
-    given = json.dumps([asdict(end) for end in ends])
-    return set(connection.execute(statement, {"given": given, "stage": stage, **more}).scalars())
+    return set(connection.execute(statement, {"given": _as_json(ends), "stage": stage, **more}).scalars())
 
 
 def _record(connection: Connection, outcome: str, stage: Stage, ends: Sequence[Ended], moved: set[int]) -> set[int]:

@@ -171,6 +171,7 @@ BAD_ENVIRONMENTS = {
     "unknown": ({"KONTEXT_CHEKPOINT": "x"}, "KONTEXT_CHEKPOINT is no setting; did you mean KONTEXT_CHECKPOINT?"),
     "wrong": ({"KONTEXT_UNIT_SIZE": "many"}, "KONTEXT_UNIT_SIZE='many'"),
     "no checkpoint": ({"KONTEXT_CHECKPOINT": "/no/such/folder"}, "/no/such/folder"),
+    "home": ({"KONTEXT_HOME": "rows.csv/home"}, "set KONTEXT_HOME"),
     "database": ({"KONTEXT_DATABASE_URL": "mysql://x/y"}, "KONTEXT_DATABASE_URL"),
 }
 

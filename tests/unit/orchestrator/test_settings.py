@@ -43,6 +43,11 @@ def test_a_wrong_value_is_an_error_that_names_the_variable_and_the_value(variabl
         read_settings({variable: value})
 
 
+def test_a_password_in_a_wrong_url_is_not_told() -> None:
+    with pytest.raises(SettingsError, match="KONTEXT_DATABASE_URL='mysql://…@host/name'"):
+        read_settings({"KONTEXT_DATABASE_URL": "mysql://me:s3cr@t@host/name"})
+
+
 def test_every_mistake_is_told_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
         read_settings({"KONTEXT_UNIT_SIZE": "x", "KONTEXT_DTYPE": "y", "KONTEXT_DEVISE": "cpu"})
