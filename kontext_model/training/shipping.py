@@ -79,7 +79,8 @@ def start_aligned(model: Any, heads: tuple[int, int] = (2, 1), gain: float = 2.0
     """Let some heads of every block look at their own place, so that copying need not be discovered.
 
     The first `heads[0]` heads look at that place in the condition, the next `heads[1]` in the picture itself; the
-    others start as usual. A constant query and key, set by biases, make rotary attention a function of the distance alone.
+    others start as usual. A constant query and key, set by biases, make rotary attention a function of the distance
+    alone.
     """
     width, rotary = model.config.attention_head_dim, model.config.axes_dims_rope
     starts = [sum(rotary[:axis]) for axis in range(3)]
