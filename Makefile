@@ -32,6 +32,6 @@ clean:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Kontext Batch needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; apt-get update -qq && apt-get install -y -qq python3-venv && $(PYTHON) -m venv .venv; }
 	$(PIP) "$(KONTEXT_TORCH)"
-	$(PIP) --no-deps scikit-image
 	$(PIP) --editable '.[worker,embedded,dev]'
+	$(PIP) --no-deps scikit-image
 	touch $@

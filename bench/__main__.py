@@ -15,10 +15,11 @@ def main() -> int:
     """Measure, print the table; 1 when a bar was missed."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--repeats", type=int, help="runs of each side (default 3, quick 1)")
     parser.add_argument("--only", choices=("ingest", "pipeline", "images"), action="append")
     given = parser.parse_args()
     chosen = given.only or ["ingest", "pipeline", "images"]
-    repeats = 1 if given.quick else 3
+    repeats = given.repeats or (1 if given.quick else 3)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="kontext-bench-") as scratch:
         folder = Path(scratch)

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.state.migration import upgrade
 from sqlalchemy import create_engine, text
 
 from orchestrator.state.database import open_database
+from orchestrator.state.migration import upgrade
 
 
 @dataclass(frozen=True)

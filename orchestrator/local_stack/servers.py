@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ BUCKET = "kontext-local"
 PORTS = range(20_000, 32_000)
 LOG_BYTES = 16 << 20
 ANSWER_S = 2.0
+RELEASE_S = 3.0
 
 
 Prepared = tuple[list[str], dict[str, str], bytes]  # a server's command, its variables, and what it reads on stdin
@@ -189,7 +191,7 @@ def new_entry(server: Server, before: Entry | None, taken: set[int]) -> Entry:
 
     Those of a process that is gone are kept while its ports are free: clients find the new server at the old address.
     """
-    if before is not None and all(_is_free(port) for port in before.ports.values()):
+    if before is not None and _await_free(before.ports.values()):
         return before
     free = (port for port in random.sample(PORTS, len(PORTS)) if port not in taken and _is_free(port))
     ports = {name: next(free) for name in server.port_names}
@@ -252,6 +254,16 @@ def write_private(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())  # after a power cut, the old file or the new one, never an empty one
     part.replace(path)
+
+
+def _await_free(ports: Collection[int]) -> bool:
+    """Whether all ports are free; a process that was just killed keeps its own for a moment."""
+    deadline_s = time.monotonic() + RELEASE_S
+    while not all(_is_free(port) for port in ports):
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def _is_free(port: int) -> bool:
