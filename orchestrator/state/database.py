@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import Double, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -90,9 +89,3 @@ def single(engine: Engine) -> Engine:
 def storable(text: str) -> str:
     """A text that both databases store, whatever it came from: no NUL, no half of a surrogate pair, not endless."""
     return text[:TEXT_MAX_CHARACTERS].replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
-
-
-def is_disk_full(error: DBAPIError) -> bool:
-    """Whether a statement failed because the database's disk is full."""
-    words = str(error.orig).lower()
-    return "disk is full" in words or "no space left" in words
