@@ -4,10 +4,8 @@ Owns where a reference may point: below the catalogue's folder or prefix, into S
 everything else, and files beyond the size limit. Pictures are opened by `workers.photo`, https by `workers.download`.
 """
 
-import os
-
 from orchestrator.settings import Settings
-from orchestrator.storage import ObjectMissing, StorageError, TooLarge, open_object, open_store, split_uri
+from orchestrator.storage import ObjectMissing, StorageError, TooLarge, open_store, split_uri
 from workers.download import download
 from workers.photo import open_photo
 from workers.source_error import SourceError
@@ -15,15 +13,16 @@ from workers.source_error import SourceError
 __all__ = ["SourceError", "fetch", "open_photo", "resolve"]
 
 
-def resolve(reference: str, image_root: str) -> str:
-    """The absolute form of a reference: an s3:// or https:// URI, or a path below `image_root`, links followed.
+def resolve(reference: str, image_root: str) -> tuple[str, str]:
+    """The root of a store and the key in it that a path or an s3:// URI names.
 
-    `image_root` is the catalogue's folder or `s3://bucket/prefix`. Raises SourceError: `path_outside_catalogue` for an
-    absolute path and for one that climbs out, by `..` or by a link; `unsupported_scheme`; `image_missing` for no name.
+    `image_root` is the catalogue's folder or `s3://bucket/prefix`; a path lies below it. Raises SourceError:
+    `path_outside_catalogue` for an absolute path and for one that climbs out by `..` (the store refuses links that do);
+    `unsupported_scheme`; `image_missing` for no name.
     """
-    scheme = reference.partition("://")[0].lower() if "://" in reference else ""
-    if scheme in {"s3", "https"}:
-        return f"{scheme}{reference[len(scheme) :]}"
+    scheme = _scheme(reference)
+    if scheme == "s3":
+        return split_uri(f"s3{reference[2:]}")
     if scheme:
         raise _refuse(
             "unsupported_scheme", f"{reference[:300]}: {scheme}:// is not supported; use a path, s3:// or https://"
@@ -33,14 +32,7 @@ def resolve(reference: str, image_root: str) -> str:
     parts = reference.split("/")
     if reference.startswith(("/", "~")) or ".." in parts:
         raise _outside(reference, image_root)
-    below = "/".join(part for part in parts if part not in {"", "."})
-    if image_root.startswith("s3://"):
-        return f"{image_root.rstrip('/')}/{below}"
-    root = os.path.realpath(image_root)
-    path = os.path.realpath(os.path.join(root, below))
-    if os.path.commonpath([root, path]) != root:
-        raise _outside(reference, image_root)
-    return path
+    return image_root, "/".join(part for part in parts if part not in {"", "."})
 
 
 def fetch(reference: str, image_root: str, settings: Settings) -> bytes:
@@ -49,24 +41,25 @@ def fetch(reference: str, image_root: str, settings: Settings) -> bytes:
     Raises SourceError, its message naming the reference: what `resolve` refuses, `image_missing`, `image_too_large`,
     what the network does, and the codes of storage. A network or server that fails is `transient`, the rest `input`.
     """
-    uri = resolve(reference, image_root)
-    if uri.startswith("https://"):
-        return download(uri, settings)
+    if _scheme(reference) == "https":
+        return download(f"https{reference[5:]}", settings)
     try:
-        if uri.startswith("s3://"):
-            store, key = open_object(uri, settings)
-        else:
-            folder, key = split_uri(uri)
-            store = open_store(folder, settings)
-        return store.read(key, settings.max_image_bytes)
+        root, key = resolve(reference, image_root)
+        return open_store(root, settings).read(key, settings.max_image_bytes)
     except ObjectMissing as error:
         raise _refuse("image_missing", f"{reference[:300]}: {error}; correct the path or add the image") from error
     except TooLarge as error:
         raise _refuse("image_too_large", f"{reference[:300]}: {error} (KONTEXT_MAX_IMAGE_BYTES)") from error
     except StorageError as error:
+        if error.code == "key_outside":
+            raise _outside(reference, image_root) from error
         raise SourceError(
             error.code, "transient" if error.transient else "input", f"{reference[:300]}: {error}"
         ) from error
+
+
+def _scheme(reference: str) -> str:
+    return reference.partition("://")[0].lower() if "://" in reference else ""
 
 
 def _outside(reference: str, image_root: str) -> SourceError:

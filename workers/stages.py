@@ -6,6 +6,7 @@ whatever fails for a unit together is tried for each job alone. Refuses to write
 
 import hashlib
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from torch import Tensor, stack
 
 from kontext_model.canvas import Canvas, choose
 from kontext_model.revision import Defaults
-from kontext_model.text import TextEmbeds
+from kontext_model.text import CutPromptWarning, TextEmbeds
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.database import single
@@ -35,6 +36,7 @@ from workers.finishing import finish, identify
 from workers.handoff import Handoffs
 
 TOKEN_CHANNELS = 64
+LANES = 8
 WATCH_INTERVAL_S = 1.0
 PNG = "image/png"
 log = structlog.get_logger("stages")
@@ -74,7 +76,7 @@ class Bench:
 
     def __init__(self, engine: Engine, settings: Settings, editor: Editor, handoffs: Handoffs) -> None:
         self.engine, self.settings, self.editor, self.handoffs = engine, settings, editor, handoffs
-        self.threads = ThreadPoolExecutor(8, thread_name_prefix="io")
+        self.threads = ThreadPoolExecutor(LANES, thread_name_prefix="io")
         self.store = lru_cache(64)(lambda uri: open_store(uri, settings))
         self.batch = lru_cache(256)(self._read_batch)
         self.recipe = lru_cache(256)(self._read_recipe)
@@ -98,7 +100,7 @@ class Bench:
         due = [text for text in texts if surely or now - self._renewed.get(text, -patience) >= patience]
         if due:
             for text in self.handoffs.renew_embeds(due):
-                self.handoffs.put_embeds(text, self.editor.encode_text([text]))
+                self.handoffs.put_embeds(text, self._encode_text(text))
             if len(self._renewed) > 10_000:
                 self._renewed.clear()
             self._renewed |= dict.fromkeys(due, now)
@@ -112,7 +114,21 @@ class Bench:
             except Exception as error:
                 return error
 
-        return [attempt(unit[0])] if len(unit) == 1 else list(self.threads.map(attempt, unit))
+        if len(unit) == 1:
+            return [attempt(unit[0])]
+        # A lane of jobs for each thread: a future for every job costs more than what a local disk takes to read one.
+        lanes = self.threads.map(lambda lane: [attempt(job) for job in lane], (unit[n::LANES] for n in range(LANES)))
+        done = [iter(lane) for lane in lanes]
+        return [next(done[n % LANES]) for n in range(len(unit))]
+
+    def _encode_text(self, text: str) -> TextEmbeds:
+        # What the model warns of is logged here, so that it comes when a text is encoded, not with each of its jobs.
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", CutPromptWarning)
+            embeds = self.editor.encode_text([text])
+        for warning in caught:
+            log.warning("text encoded with a warning", reason=str(warning.message))
+        return embeds
 
     def _read_batch(self, batch_id: str) -> Batch:
         with self.direct.connect() as connection:

@@ -14,7 +14,7 @@ import typer
 
 from orchestrator import dispatcher
 from orchestrator.checkpoints import pin_checkpoint
-from orchestrator.cli.crew import STOP_S, end_worker, read_tail, worker_command
+from orchestrator.cli.crew import STOP_S, end_worker, worker_command
 from orchestrator.cli.failures import CallError
 from orchestrator.cli.locations import database_url, open_stack, open_state, show_url
 from orchestrator.local_stack import Supervisor
@@ -57,16 +57,16 @@ def run_worker(stages: str, name: str | None) -> None:
         checkpoint = pin_checkpoint(settings, say)
         home = settings.home.absolute()
         settings = settings.model_copy(update={"checkpoint": checkpoint.ref, "home": home})
-        log = home / "logs" / f"{role}.log"
 
         def note_death(role: str, worker_id: str, returncode: int) -> None:
             end_worker(engine, worker_id)
             if not stop.is_set():
-                say(f"the last words of {worker_id}:\n{read_tail(log)}")
+                say(f"{worker_id} ended with status {returncode}; starting another")
 
-        supervisor = Supervisor({role: worker_command(chosen)}, settings.environment(), log.parent, note_death)
+        # Its log is this process's own output, where a container's log is read.
+        supervisor = Supervisor({role: worker_command(chosen)}, settings.environment(), None, note_death)
         supervisor.start()
-        say(f"worker for {', '.join(chosen)} of revision {checkpoint.revision[:12]}; log: {log}")
+        say(f"worker for {', '.join(chosen)} of revision {checkpoint.revision[:12]}")
         stop.wait()
         supervisor.stop(STOP_S)
 

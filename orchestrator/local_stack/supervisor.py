@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from orchestrator.local_stack import child
 from orchestrator.local_stack.servers import open_log
@@ -32,7 +34,8 @@ class Supervisor:
     """Keep one child process per command alive.
 
     `commands`: role → command; "{name}" in an argument becomes the child's worker id, new at every start.
-    `environment`: variables added to this process's own. Logs go to `<log_folder>/<role>.log`.
+    `environment`: variables added to this process's own. Logs go to `<log_folder>/<role>.log`; without a folder the
+    children write where this process does, as containers want it.
     `on_death(role, worker_id, returncode)` is called, in a thread, as soon as a child has ended, also during `stop`;
     a negative return code is the signal that killed it.
     """
@@ -41,7 +44,7 @@ class Supervisor:
         self,
         commands: Mapping[str, Sequence[str]],
         environment: Mapping[str, str],
-        log_folder: Path,
+        log_folder: Path | None,
         on_death: OnDeath,
     ) -> None:
         self._environment = {**os.environ, **environment}
@@ -57,7 +60,8 @@ class Supervisor:
 
     def start(self) -> None:
         """Start every child; returns at once."""
-        self._log_folder.mkdir(parents=True, exist_ok=True)
+        if self._log_folder is not None:
+            self._log_folder.mkdir(parents=True, exist_ok=True)
         for keeper in self._keepers:
             keeper.start()
 
@@ -99,7 +103,7 @@ class Supervisor:
             if returncode is None:
                 return
             if not self._stopping.is_set():
-                log.warning("%s ended with status %s; its log: %s", worker_id, returncode, self._log_path(role))
+                log.warning("%s ended with status %s", worker_id, returncode)
             self._report(role, worker_id, returncode)
             if time.monotonic() - started_s >= STEADY_S:
                 delay_s = FIRST_DELAY_S
@@ -110,7 +114,7 @@ class Supervisor:
         """Run one child to its end. None: the supervisor was stopped before it began."""
         arguments = [argument.replace("{name}", worker_id) for argument in command]
         # With the check inside the lock, no child starts that `stop` does not see.
-        with open_log(self._log_path(role)) as output, self._lock:
+        with self._open_log(role) as output, self._lock:
             if self._stopping.is_set():
                 return None
             process = subprocess.Popen(
@@ -147,5 +151,5 @@ class Supervisor:
             if keeper.is_alive():
                 keeper.join(max(0.0, deadline_s - time.monotonic()))
 
-    def _log_path(self, role: str) -> Path:
-        return self._log_folder / f"{role}.log"
+    def _open_log(self, role: str) -> AbstractContextManager[IO[bytes] | None]:
+        return contextlib.nullcontext() if self._log_folder is None else open_log(self._log_folder / f"{role}.log")

@@ -47,6 +47,7 @@ class FolderStore:
     @cached_property
     def ignores_case(self) -> bool:
         with self._explain("", writing=True):
+            self.root.mkdir(parents=True, exist_ok=True)
             part = self._new_part()
             part.touch()
             try:
@@ -206,7 +207,6 @@ class FolderStore:
         return path
 
     def _new_part(self) -> Path:
-        self.root.mkdir(parents=True, exist_ok=True)
         return self.root / f"{PART_PREFIX}{uuid.uuid4().hex}"
 
     @contextmanager
@@ -214,8 +214,9 @@ class FolderStore:
         """A new hidden file on the root's file system, gone when the block ends; the target's folder is made."""
         part = self._new_part()
         try:
-            with part.open("xb") as stream:
+            if not target.parent.is_dir():
                 target.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("xb") as stream:
                 yield part, stream
         finally:
             part.unlink(missing_ok=True)

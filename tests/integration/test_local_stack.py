@@ -327,6 +327,12 @@ def test_stopping_kills_what_does_not_end_and_a_second_stop_does_not_wait(tmp_pa
     assert not waiting.is_alive()
 
 
+def test_without_a_folder_children_write_where_their_supervisor_does(capfd: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    with Supervisor({"sample": SLEEPER}, {}, None, Deaths()):
+        wait_until(lambda: said.append(capfd.readouterr().out) or "-sample-0" in "".join(said))
+
+
 SUPERVISOR = """
 import sys, time
 from pathlib import Path
