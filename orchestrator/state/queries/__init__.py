@@ -25,12 +25,6 @@ from orchestrator.state.queries.batches import (
     stream_jobs,
 )
 from orchestrator.state.queries.jobs import (
-    Advanced,
-    Claimed,
-    Ended,
-    Failed,
-    Finished,
-    Group,
     advance,
     any_held,
     carry,
@@ -48,6 +42,7 @@ from orchestrator.state.queries.jobs import (
     take_back,
     unfinished,
 )
+from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished, Group
 from orchestrator.state.queries.workers import (
     Worker,
     beat,

@@ -7,14 +7,12 @@ and is dropped by the caller.
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import (
     Connection,
     Double,
-    TextClause,
     and_,
     case,
     func,
@@ -22,81 +20,24 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    text,
     union_all,
     update,
 )
 
-from orchestrator.state.database import now, now_text, storable
+from orchestrator.state.database import now, storable
+from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished, Group
+from orchestrator.state.queries.statements import (
+    as_json,
+    carry_statement,
+    claim_statement,
+    reusable_statement,
+    write_statement,
+)
 from orchestrator.state.tables import attempts, batches, in_state, jobs
 from orchestrator.state.transitions import BatchStatus, JobState, Stage
 
-
-@dataclass(frozen=True)
-class Group:
-    """Jobs that can share a unit: same stage, recipe and, after encode, canvas."""
-
-    stage: Stage
-    recipe_id: str
-    canvas: str
-    revision: str
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """A job that a worker holds. Later writes name `id` and `attempt`."""
-
-    id: int
-    batch_id: str
-    line: int
-    take: int
-    custom_id: str
-    image: str
-    recipe_id: str
-    seed: int
-    canvas: str | None
-    attempt: int
-    failures: int
-    crashes: int
-    fingerprint: str | None
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What every end of a stage names: which job, at which attempt, after how many seconds."""
-
-    id: int
-    attempt: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Advanced(Ended):
-    """A job whose stage is done and whose handoff is stored."""
-
-    canvas: str
-    image_sha256: str | None = None
-    fingerprint: str | None = None
-
-
-@dataclass(frozen=True)
-class Finished(Ended):
-    """A job whose picture is stored, or was found by its fingerprint."""
-
-    result: str
-    sha256: str
-    canvas: str | None = None
-    image_sha256: str | None = None
-    fingerprint: str | None = None
-    reused: int = 0
-
-
-@dataclass(frozen=True)
-class Failed(Ended):
-    """A job whose stage failed, with a stable code and a message for people."""
-
-    code: str
-    message: str
+# More than the widest range of a job's own priority.
+PRIORITY_SPAN = 1000
 
 
 def dispatch(connection: Connection, batch_id: str, limit: int) -> Mapping[str, int]:
@@ -136,7 +77,7 @@ def claim(connection: Connection, group: Group, *, numerics: str, worker_id: str
     """
     given = {**asdict(group), "numerics": numerics, "worker_id": worker_id}
     for suspects, most in ((False, limit), (True, 1)):
-        statement = _claim_statement(connection.dialect.name, suspects)
+        statement = claim_statement(connection.dialect.name, suspects)
         rows = connection.execute(statement, {**given, "limit": most}).all()
         if rows:
             return sorted((Claimed(*row) for row in rows), key=lambda job: job.id)
@@ -155,9 +96,8 @@ def carry(connection: Connection, stage: Stage, ends: Sequence[Advanced]) -> lis
 
     Gives those that went on. The others are stale, or their batch is no longer running: they are still where they were.
     """
-    columns = tuple((field.name, _SQL_TYPES[field.type]) for field in fields(Advanced))
-    statement = _carry_statement(connection.dialect.name, stage, columns)
-    rows = connection.execute(statement, {"given": _as_json(ends), "stage": stage, "stage_to": stage.following})
+    statement = carry_statement(connection.dialect.name, stage)
+    rows = connection.execute(statement, {"given": as_json(ends), "stage": stage, "stage_to": stage.following})
     return sorted((Claimed(*row) for row in rows), key=lambda job: job.id)
 
 
@@ -250,7 +190,7 @@ def any_held(connection: Connection, attempts_by_id: Mapping[int, int]) -> bool:
 def find_reusable(connection: Connection, fingerprints: Iterable[str]) -> Mapping[str, tuple[str, str]]:
     """Pictures that exist for these fingerprints: fingerprint → (result URI, sha256), the oldest first writer."""
     given = {"given": json.dumps(list(fingerprints))}
-    rows = connection.execute(_reusable_statement(connection.dialect.name), given)
+    rows = connection.execute(reusable_statement(connection.dialect.name), given)
     return {row.fingerprint: (row.result, row.sha256) for row in rows}
 
 
@@ -299,109 +239,11 @@ def count_jobs(connection: Connection) -> Mapping[tuple[str, str], int]:
     return {(state, name): count for state, name, count in connection.execute(statement)}
 
 
-_CHANGES: Mapping[str, str] = {
-    "advance": """
-        state = 'queued', stage = :stage_to, worker_id = NULL, queued_at = {now}, canvas = given.canvas,
-        image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
-        fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {stage}_s = given.seconds""",
-    "succeed": """
-        state = 'succeeded', ended_at = {now}, code = NULL, message = NULL,
-        result = given.result, sha256 = given.sha256, reused = given.reused,
-        canvas = coalesce(given.canvas, jobs.canvas), image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
-        fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {stage}_s = given.seconds""",
-    "fail": """
-        state = 'failed', ended_at = {now}, failures = jobs.failures + 1,
-        code = given.code, message = given.message, {stage}_s = given.seconds""",
-    "retry": """
-        state = 'queued', worker_id = NULL, attempt = jobs.attempt + 1, failures = jobs.failures + 1,
-        queued_at = {now}, run_at = {now} + :delay_s, code = given.code, message = given.message""",
-    "lose_handoff": """
-        state = 'queued', stage = 'encode', canvas = '', worker_id = NULL, attempt = jobs.attempt + 1,
-        queued_at = {now}""",
-}
-# More than the widest range of a job's own priority.
-PRIORITY_SPAN = 1000
-_SQL_TYPES: Mapping[Any, str] = {int: "bigint", float: "double precision", str: "text", str | None: "text"}
-
-
-# The hot statements are written out: a VALUES list would be compiled anew for every size of unit, while one JSON value
-# keeps the text constant and lets the driver prepare it.
-def _given_text(dialect: str, columns: tuple[tuple[str, str], ...]) -> str:
-    if dialect == "postgresql":
-        types = ", ".join(f"{name} {sql_type}" for name, sql_type in columns)
-        return f"jsonb_to_recordset(CAST(:given AS jsonb)) AS given({types})"
-    names = ", ".join(f"value ->> '{name}' AS {name}" for name, _ in columns)
-    return f"(SELECT {names} FROM json_each(:given)) AS given"
-
-
-def _as_json(ends: Sequence[Ended]) -> str:
-    return json.dumps([vars(end) for end in ends])
-
-
-@cache
-def _carry_statement(dialect: str, stage: Stage, columns: tuple[tuple[str, str], ...]) -> TextClause:
-    returned = ", ".join(f"jobs.{field.name}" for field in fields(Claimed))
-    return text(
-        f"""
-        UPDATE jobs SET stage = :stage_to, canvas = given.canvas, queued_at = {now_text(dialect)},
-            image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
-            fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {stage.value}_s = given.seconds
-        FROM {_given_text(dialect, columns)}
-        WHERE jobs.id = given.id AND jobs.attempt = given.attempt AND jobs.stage = :stage AND jobs.state = 'running'
-          AND EXISTS (SELECT 1 FROM batches WHERE batches.id = jobs.batch_id AND batches.status = 'running')
-        RETURNING {returned}"""
-    )
-
-
-@cache
-def _write_statement(dialect: str, move: str, stage: Stage, columns: tuple[tuple[str, str], ...]) -> TextClause:
-    changes = _CHANGES[move].format(now=now_text(dialect), stage=stage.value)
-    return text(
-        f"UPDATE jobs SET {changes} FROM {_given_text(dialect, columns)}"
-        " WHERE jobs.id = given.id AND jobs.attempt = given.attempt AND jobs.stage = :stage"
-        " AND jobs.state = 'running' RETURNING jobs.id"
-    )
-
-
-@cache
-def _claim_statement(dialect: str, suspects: bool) -> TextClause:
-    locked = "FOR UPDATE OF jobs SKIP LOCKED" if dialect == "postgresql" else ""
-    columns = ", ".join(f"jobs.{field.name}" for field in fields(Claimed))
-    # MATERIALIZED: inlined, PostgreSQL may run the locking subquery again for each row and take more than the limit.
-    return text(
-        f"""
-        WITH chosen AS MATERIALIZED (
-            SELECT jobs.id FROM jobs JOIN batches ON batches.id = jobs.batch_id
-            WHERE jobs.state = 'queued' AND jobs.stage = :stage AND jobs.recipe_id = :recipe_id
-              AND jobs.canvas = :canvas AND jobs.crashes {"> 0" if suspects else "= 0"}
-              AND (jobs.run_at IS NULL OR jobs.run_at <= {now_text(dialect)})
-              AND batches.status = 'running' AND batches.revision = :revision AND batches.numerics = :numerics
-            ORDER BY jobs.urgency DESC, jobs.id
-            LIMIT :limit {locked})
-        UPDATE jobs SET state = 'running', worker_id = :worker_id, run_at = NULL
-        WHERE state = 'queued' AND id IN (SELECT id FROM chosen)
-        RETURNING {columns}"""
-    )
-
-
-@cache
-def _reusable_statement(dialect: str) -> TextClause:
-    listed = {
-        "postgresql": "jsonb_array_elements_text(CAST(:given AS jsonb)) AS given(value)",
-        "sqlite": "json_each(:given) AS given",
-    }[dialect]
-    return text(
-        f"SELECT jobs.fingerprint, jobs.result, jobs.sha256 FROM {listed} JOIN jobs ON jobs.fingerprint = given.value"
-        " WHERE jobs.state = 'succeeded' ORDER BY jobs.id DESC"
-    )
-
-
 def _write(connection: Connection, move: str, stage: Stage, ends: Sequence[Ended], **more: Any) -> set[int]:
     if not ends:
         return set()
-    columns = tuple((field.name, _SQL_TYPES[field.type]) for field in fields(ends[0]))
-    statement = _write_statement(connection.dialect.name, move, stage, columns)
-    return set(connection.execute(statement, {"given": _as_json(ends), "stage": stage, **more}).scalars())
+    statement = write_statement(connection.dialect.name, move, stage)
+    return set(connection.execute(statement, {"given": as_json(ends), "stage": stage, **more}).scalars())
 
 
 def _record(connection: Connection, outcome: str, stage: Stage, ends: Sequence[Ended], moved: set[int]) -> set[int]:

@@ -1,0 +1,118 @@
+"""The statements that run thousands of times a minute, written out as text.
+
+A VALUES list would be compiled anew for every size of unit, while one JSON value keeps the text constant and lets the
+driver prepare it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+from sqlalchemy import TextClause, text
+
+from orchestrator.state.database import now_text
+from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished
+from orchestrator.state.transitions import Stage
+
+_ROWS: Mapping[str, type[Ended]] = {
+    "advance": Advanced, "succeed": Finished, "fail": Failed, "retry": Failed, "lose_handoff": Ended,
+}  # fmt: skip
+_CHANGES: Mapping[str, str] = {
+    "advance": """
+        state = 'queued', stage = :stage_to, worker_id = NULL, queued_at = {now}, canvas = given.canvas,
+        image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
+        fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {stage}_s = given.seconds""",
+    "succeed": """
+        state = 'succeeded', ended_at = {now}, code = NULL, message = NULL,
+        result = given.result, sha256 = given.sha256, reused = given.reused,
+        canvas = coalesce(given.canvas, jobs.canvas), image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
+        fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {stage}_s = given.seconds""",
+    "fail": """
+        state = 'failed', ended_at = {now}, failures = jobs.failures + 1,
+        code = given.code, message = given.message, {stage}_s = given.seconds""",
+    "retry": """
+        state = 'queued', worker_id = NULL, attempt = jobs.attempt + 1, failures = jobs.failures + 1,
+        queued_at = {now}, run_at = {now} + :delay_s, code = given.code, message = given.message""",
+    "lose_handoff": """
+        state = 'queued', stage = 'encode', canvas = '', worker_id = NULL, attempt = jobs.attempt + 1,
+        queued_at = {now}""",
+}
+_SQL_TYPES: Mapping[Any, str] = {int: "bigint", float: "double precision", str: "text", str | None: "text"}
+_CLAIMED = ", ".join(f"jobs.{field.name}" for field in fields(Claimed))
+
+
+def _given_text(dialect: str, row: type[Ended]) -> str:
+    """The parameter `given`, a JSON list of such rows, as a table."""
+    columns = [(field.name, _SQL_TYPES[field.type]) for field in fields(row)]
+    if dialect == "postgresql":
+        types = ", ".join(f"{name} {sql_type}" for name, sql_type in columns)
+        return f"jsonb_to_recordset(CAST(:given AS jsonb)) AS given({types})"
+    names = ", ".join(f"value ->> '{name}' AS {name}" for name, _ in columns)
+    return f"(SELECT {names} FROM json_each(:given)) AS given"
+
+
+def as_json(ends: Sequence[Ended]) -> str:
+    """The value of `given`."""
+    return json.dumps([vars(end) for end in ends])
+
+
+@cache
+def carry_statement(dialect: str, stage: Stage) -> TextClause:
+    """Advance jobs and claim them for the next stage at once; gives them as `Claimed`."""
+    return text(
+        f"""
+        UPDATE jobs SET stage = :stage_to, canvas = given.canvas, queued_at = {now_text(dialect)},
+            image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
+            fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {stage.value}_s = given.seconds
+        FROM {_given_text(dialect, Advanced)}
+        WHERE jobs.id = given.id AND jobs.attempt = given.attempt AND jobs.stage = :stage AND jobs.state = 'running'
+          AND EXISTS (SELECT 1 FROM batches WHERE batches.id = jobs.batch_id AND batches.status = 'running')
+        RETURNING {_CLAIMED}"""
+    )
+
+
+@cache
+def write_statement(dialect: str, move: str, stage: Stage) -> TextClause:
+    """Write how a stage ended for jobs still running at the attempt given; gives the ids that moved."""
+    changes = _CHANGES[move].format(now=now_text(dialect), stage=stage.value)
+    return text(
+        f"UPDATE jobs SET {changes} FROM {_given_text(dialect, _ROWS[move])}"
+        " WHERE jobs.id = given.id AND jobs.attempt = given.attempt AND jobs.stage = :stage"
+        " AND jobs.state = 'running' RETURNING jobs.id"
+    )
+
+
+@cache
+def claim_statement(dialect: str, suspects: bool) -> TextClause:
+    """Take up to `:limit` queued jobs of a group; `suspects` are those that a worker died with."""
+    locked = "FOR UPDATE OF jobs SKIP LOCKED" if dialect == "postgresql" else ""
+    # MATERIALIZED: inlined, PostgreSQL may run the locking subquery again for each row and take more than the limit.
+    return text(
+        f"""
+        WITH chosen AS MATERIALIZED (
+            SELECT jobs.id FROM jobs JOIN batches ON batches.id = jobs.batch_id
+            WHERE jobs.state = 'queued' AND jobs.stage = :stage AND jobs.recipe_id = :recipe_id
+              AND jobs.canvas = :canvas AND jobs.crashes {"> 0" if suspects else "= 0"}
+              AND (jobs.run_at IS NULL OR jobs.run_at <= {now_text(dialect)})
+              AND batches.status = 'running' AND batches.revision = :revision AND batches.numerics = :numerics
+            ORDER BY jobs.urgency DESC, jobs.id
+            LIMIT :limit {locked})
+        UPDATE jobs SET state = 'running', worker_id = :worker_id, run_at = NULL
+        WHERE state = 'queued' AND id IN (SELECT id FROM chosen)
+        RETURNING {_CLAIMED}"""
+    )
+
+
+@cache
+def reusable_statement(dialect: str) -> TextClause:
+    """Pictures that exist for the fingerprints in `given`, the newest first."""
+    listed = {
+        "postgresql": "jsonb_array_elements_text(CAST(:given AS jsonb)) AS given(value)",
+        "sqlite": "json_each(:given) AS given",
+    }[dialect]
+    return text(
+        f"SELECT jobs.fingerprint, jobs.result, jobs.sha256 FROM {listed} JOIN jobs ON jobs.fingerprint = given.value"
+        " WHERE jobs.state = 'succeeded' ORDER BY jobs.id DESC"
+    )
