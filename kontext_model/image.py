@@ -61,10 +61,14 @@ def decode(vae: Any, latents: Tensor) -> Image.Image:
 
     Source: FluxKontextPipeline and diffusers VaeImageProcessor.postprocess.
     """
-    latents = latents.to(vae.device, vae.dtype, memory_format=torch.channels_last)
-    pixels = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
-    levels = (pixels * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu().numpy()
+    levels = (decode_pixels(vae, latents) * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu().numpy()
     return Image.fromarray((levels * 255).round().astype(np.uint8))
+
+
+def decode_pixels(vae: Any, latents: Tensor) -> Tensor:
+    """What the VAE makes of normalised latents (1, 16, H, W): (1, 3, 8·H, 8·W), about −1 to 1, on its device."""
+    latents = latents.to(vae.device, vae.dtype, memory_format=torch.channels_last)
+    return vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
 
 
 def _stretch(photo: Image.Image, canvas: Canvas) -> Image.Image:

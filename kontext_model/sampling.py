@@ -8,6 +8,7 @@ The model predicts the flow's velocity v = ε − x₀ at x = (1 − σ)·x₀ +
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -23,9 +24,11 @@ from kontext_model.text import TextEmbeds
 OnStep = Callable[[int, Tensor], bool | None]
 """Called after each step with its number from 0 and the latents (B, S, 64); False stops the sampling."""
 
+OnEstimate = Callable[[int, Tensor], None]
+"""Called after each step with its number from 0 and where the walk seems to end: x₀ = x − σ·v, float32 (B, S, 64)."""
+
 Velocity = Callable[[Tensor, int], Tensor]
 """The velocity at (latents, index in the sigma grid)."""
-
 
 CPU_ROWS = 2
 """Pictures in one forward pass on a CPU."""
@@ -43,15 +46,32 @@ class Schedule:
     timesteps: Tensor
 
 
-def make_schedule(config: Mapping[str, Any], steps: int, tokens: int, device: torch.device | str = "cpu") -> Schedule:
+def make_schedule(
+    config: Mapping[str, Any],
+    steps: int,
+    tokens: int,
+    device: torch.device | str = "cpu",
+    sigmas: Sequence[float] | None = None,
+) -> Schedule:
     """The grid of `steps` steps for pictures of `tokens` tokens, shifted towards noise the larger they are.
 
+    `sigmas` places the steps otherwise; they are shifted too. Raises ValueError as `check_sigmas`.
     Source: FluxKontextPipeline: linspace(1, 1/N, N), then the resolution-dependent shift mu.
     """
+    if sigmas is not None:
+        check_sigmas(sigmas, steps)
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
-    sigmas = np.linspace(1.0, 1 / steps, steps)
-    scheduler.set_timesteps(sigmas=sigmas, mu=_calculate_shift(config, tokens), device=device)
+    spaced = np.linspace(1.0, 1 / steps, steps) if sigmas is None else np.asarray(sigmas, dtype=np.float64)
+    scheduler.set_timesteps(sigmas=spaced, mu=_calculate_shift(config, tokens), device=device)
     return Schedule(scheduler.sigmas, scheduler.timesteps)
+
+
+def check_sigmas(sigmas: Sequence[float], steps: int) -> None:
+    """Raise ValueError unless there is one sigma a step and they fall from at most 1 and stay above 0."""
+    if len(sigmas) != steps:
+        raise ValueError(f"{len(sigmas)} sigmas do not make {steps} steps: give one for each, without the last 0")
+    if not sigmas or not all(high > low for high, low in pairwise((*sigmas, 0.0))) or not sigmas[0] <= 1:
+        raise ValueError(f"sigmas must fall from at most 1 and stay above 0, not {list(sigmas)}")
 
 
 def _calculate_shift(config: Mapping[str, Any], tokens: int) -> float:
@@ -128,16 +148,18 @@ def denoise(
     negative: TextEmbeds | None = None,
     sampler: str = "euler",
     on_step: OnStep | None = None,
+    sigmas: Sequence[float] | None = None,
+    on_estimate: OnEstimate | None = None,
 ) -> Tensor:
     """Walk the noise (B, S, 64) to latents (B, S, 64), looking at the condition (B, S, 64) at every step.
 
-    `text` and `negative` have B rows or one. `guidance` has B values and is ignored by a transformer without guidance
-    embeddings. With `negative` and `true_cfg` (B values), each step combines two predictions:
-    v = v_neg + true_cfg · (v − v_neg). Raises Stopped when `on_step` returns False.
+    `sigmas` as in `make_schedule`. `text` and `negative` have B rows or one. `guidance` has B values and is ignored by
+    a transformer without guidance embeddings. With `negative` and `true_cfg` (B values), each step combines two
+    predictions: v = v_neg + true_cfg · (v − v_neg). Raises Stopped when `on_step` returns False.
     """
     batch, tokens = noise.shape[0], noise.shape[1]
     device, dtype = noise.device, noise.dtype
-    schedule = make_schedule(scheduler_config, steps, tokens, device)
+    schedule = make_schedule(scheduler_config, steps, tokens, device, sigmas)
     ids = torch.cat((latents.position_ids(canvas, latents.GENERATED), latents.position_ids(canvas, latents.CONDITION)))
     ids = ids.to(device)
     text_ids = torch.zeros(text.sequence.shape[1], 3, device=device)
@@ -168,7 +190,10 @@ def denoise(
     velocity: Velocity = lambda x, index: predict(x, index, text)  # noqa: E731
     if negative is not None and true_cfg is not None:
         velocity = _guide(predict, text, negative.expand(batch), torch.tensor(true_cfg, device=device, dtype=dtype))
-    return SAMPLERS[sampler](velocity, noise, schedule.sigmas, _stop_on_false(on_step))
+    report = _stop_on_false(on_step)
+    if on_estimate is not None:
+        velocity, report = _estimate(velocity, schedule.sigmas, report, on_estimate)
+    return SAMPLERS[sampler](velocity, noise, schedule.sigmas, report)
 
 
 def _guide(
@@ -179,6 +204,23 @@ def _guide(
         return v_neg + scales.view(-1, 1, 1) * (v - v_neg)
 
     return velocity
+
+
+def _estimate(velocity: Velocity, sigmas: Tensor, on_step: OnStep, on_estimate: OnEstimate) -> tuple[Velocity, OnStep]:
+    """The same, but with each step an estimate from its latest model call is told."""
+    x0 = torch.empty(0)
+
+    def watch(x: Tensor, index: int) -> Tensor:
+        nonlocal x0
+        v = velocity(x, index)
+        x0 = x.float() - sigmas[index] * v.float()
+        return v
+
+    def report(step: int, x: Tensor) -> None:
+        on_step(step, x)
+        on_estimate(step, x0)
+
+    return watch, report
 
 
 def _stop_on_false(on_step: OnStep | None) -> OnStep:

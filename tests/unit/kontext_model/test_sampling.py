@@ -1,6 +1,8 @@
 """The sigma grid and the samplers."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,9 +10,10 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
+from PIL import Image
 from torch import Tensor
 
-from kontext_model import KontextEditor
+from kontext_model import Edit, KontextEditor
 from kontext_model.canvas import Canvas
 from kontext_model.sampling import SAMPLERS, Stopped, make_schedule
 
@@ -35,6 +38,72 @@ def test_the_grid_follows_the_checkpoints_scheduler(editor: KontextEditor) -> No
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.25, 4), mu=calculate_shift(4096, max_shift=3.0))
     assert torch.equal(shifted.sigmas, scheduler.sigmas)
     assert not torch.equal(shifted.sigmas, make_schedule(config, 4, 4096).sigmas)
+
+
+PLACED = [1.0, 0.9, 0.6, 0.15]
+"""Sigmas that no number of steps would give."""
+
+
+def test_placed_sigmas_are_those_of_diffusers(editor: KontextEditor) -> None:
+    config = editor.checkpoint.scheduler.config
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    scheduler.set_timesteps(sigmas=PLACED, mu=calculate_shift(1024))
+    found = make_schedule(config, 4, 1024, sigmas=PLACED)
+    assert torch.equal(found.sigmas, scheduler.sigmas) and torch.equal(found.timesteps, scheduler.timesteps)
+    assert not torch.equal(found.sigmas, make_schedule(config, 4, 1024).sigmas)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_edit_with_placed_sigmas_is_the_same_alone_and_among_others(
+    editor: KontextEditor, draw_photo: Callable[..., Image.Image], sampler: str
+) -> None:
+    photos = [draw_photo(64, 64, number) for number in range(3)]
+    plain = Edit("a flat lay", seed=3, steps=4, sampler=sampler)
+    placed = replace(plain, steps=None, sigmas=tuple(PLACED))
+    even = replace(plain, sigmas=(1.0, 0.75, 0.5, 0.25))
+    together = [np.asarray(each, dtype=int) for each in editor(photos, [plain, placed, even])]
+    pairs = zip(photos, (plain, placed, even), strict=True)
+    alone = [np.asarray(editor([photo], [edit])[0], dtype=int) for photo, edit in pairs]
+    assert all(np.abs(one - other).max() <= 1 for one, other in zip(together, alone, strict=True))
+    assert np.array_equal(alone[2], np.asarray(editor([photos[2]], [plain])[0])), "evenly placed is not placed at all"
+    assert not np.array_equal(alone[1], np.asarray(editor([photos[1]], [plain])[0]))
+
+
+def test_placed_sigmas_equal_the_pipelines(
+    editor: KontextEditor, pipeline: Any, draw_photo: Callable[..., Image.Image]
+) -> None:
+    photo, canvas = draw_photo(64, 64), Canvas(64, 64)
+    condition, text = editor.encode_images([photo], canvas), editor.encode_text(["a flat lay"])
+    found = editor.sample(condition, text, canvas, [5], len(PLACED), 2.5, sigmas=PLACED)
+    expected = pipeline(
+        image=photo, prompt="a flat lay", width=64, height=64, max_area=64 * 64, _auto_resize=False, sigmas=PLACED,
+        guidance_scale=2.5, generator=torch.Generator().manual_seed(5), max_sequence_length=16, output_type="latent",
+    ).images  # fmt: skip
+    assert (found - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "said"),
+    [
+        ((1.0, 0.5, 0.5), "must fall"),
+        ((0.2, 0.9), "must fall"),
+        ((1.5, 0.5), "from at most 1"),
+        ((1.0, 0.0), "stay above 0"),
+        ((1.0, math.nan), "must fall"),
+        ((), "must fall"),
+    ],
+)
+def test_sigmas_that_make_no_grid_are_refused(editor: KontextEditor, sigmas: tuple[float, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Edit("a", sigmas=sigmas)
+    with pytest.raises(ValueError, match=said if sigmas else "0 sigmas do not make 1 steps"):
+        make_schedule(editor.checkpoint.scheduler.config, max(1, len(sigmas)), 1024, sigmas=sigmas)
+
+
+def test_as_many_sigmas_as_steps() -> None:
+    with pytest.raises(ValueError, match="2 sigmas do not make 5 steps"):
+        Edit("a", steps=5, sigmas=(1.0, 0.5))
+    assert Edit("a", steps=2, sigmas=(1.0, 0.5)).sigmas == (1.0, 0.5)
 
 
 def test_euler_is_bit_equal_to_the_scheduler(editor: KontextEditor) -> None:
