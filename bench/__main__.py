@@ -29,7 +29,7 @@ def main() -> int:
                 figures += ingest.measure(folder, rows=100_000 if given.quick else 1_000_000, repeats=repeats)
             if "pipeline" in chosen:
                 assert settings.broker_url is not None
-                count = 300 if given.quick else 3_000
+                count = 300 if given.quick else 2_000
                 figures += pipeline.measure(folder, settings.broker_url, count=count, repeats=repeats)
             if "images" in chosen:
                 figures += images.measure(folder, settings, photos=16 if given.quick else 64, repeats=repeats)

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from kontext_model.canvas import Canvas
+from kontext_model.lora import Lora
 from kontext_model.revision import Defaults
 from kontext_model.text import TextEmbeds
 from orchestrator.settings import Settings, configure_logs, read_settings
@@ -32,7 +33,7 @@ class NullEditor:
     def sample(
         self, condition: Tensor, text: TextEmbeds, canvas: Canvas, seeds: Sequence[int], steps: int, guidance: float,
         true_cfg: float = 1.0, negative: TextEmbeds | None = None, sampler: str = "euler",
-        on_step: Callable[[int, Tensor], bool | None] | None = None,
+        on_step: Callable[[int, Tensor], bool | None] | None = None, *, lora: Lora | None = None,
     ) -> Tensor:  # fmt: skip
         return condition
 

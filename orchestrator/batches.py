@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
@@ -19,20 +20,26 @@ from typing import Any
 from sqlalchemy import Engine, select
 
 from kontext_model.canvas import MAX_SIDE_PX, MULTIPLE_PX, list_canvases
+from kontext_model.lora_file import LoraError, LoraPin
 from kontext_model.revision import CheckpointRef, Defaults
 from orchestrator.catalogs import Catalogue, CatalogueError, Row
-from orchestrator.recipes import OPTIONS, OptionError, Recipe, read_option, resolve_recipe
+from orchestrator.prompt_limits import find_cuts
+from orchestrator.recipes import OPTIONS, OptionError, Recipe, cannot_pin, read_option, resolve_recipe
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.bulk import COLUMNS, JobRow, insert_jobs
 from orchestrator.state.database import now, reading, storable
 from orchestrator.state.queries import Batch
 from orchestrator.state.transitions import BatchStatus, JobState
+from orchestrator.storage.loras import pin_lora
 
 CUSTOM_ID_MAX_CHARACTERS = 256
 # Rows of one transaction: about 30 ms on SQLite, which has one writer, so that heartbeats get through.
 CHUNK_ROWS = {"sqlite": 2_000, "postgresql": 10_000}
 RECIPE_CACHE = 10_000
+LORA_CACHE = 1_000
+PinLora = Callable[[str, str], LoraPin]
+"""Pins a LoRA by its name and what a relative path is relative to. Raises LoraError."""
 _OPTION_NAMES = tuple(OPTIONS)
 # Told by columns of their own or by the recipe; the rest of a row is kept as given.
 _TOLD = frozenset({"image", "custom_id", "prompt", "negative_prompt", "seed"})
@@ -45,13 +52,17 @@ class BatchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for a batch as a whole. `asked` holds option values already read."""
+    """What was asked for a batch as a whole. `asked` holds option values already read.
+
+    `pin_lora` pins the LoRA that a row names, as `orchestrator.storage.loras.pin_lora` without its settings.
+    """
 
     asked: Mapping[str, Any]
     results_uri: str
     checkpoint: CheckpointRef
     numerics: str
     priority: int = 0
+    pin_lora: PinLora = field(default=cannot_pin, compare=False)
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,8 @@ class DryRun:
 
 def request_of(settings: Settings, checkpoint: CheckpointRef, asked: Mapping[str, Any], results_uri: str) -> Request:
     """Pin a request to the checkpoint and numerics of these settings."""
-    return Request(asked, results_uri.rstrip("/"), checkpoint, settings.numerics)
+    pin = partial(pin_lora, settings=settings)
+    return Request(asked, results_uri.rstrip("/"), checkpoint, settings.numerics, pin_lora=pin)
 
 
 def create_batch(engine: Engine, catalogue: Catalogue, request: Request) -> Batch:
@@ -158,7 +170,7 @@ def ingest(
     catalogue, so that a kill between two of them loses and doubles nothing. Raises BatchError when another process
     ingests the same batch, and CatalogueError, with the batch failed, when the catalogue can be read no further.
     """
-    reader = RowReader(batch.id, catalogue, request.checkpoint.defaults, request.asked)
+    reader = RowReader(batch.id, catalogue, request.checkpoint.defaults, request.asked, request.pin_lora)
     try:
         _store_rows(engine, batch, catalogue, reader, on_progress)
     except CatalogueError as error:
@@ -200,15 +212,24 @@ def _store_rows(
         on_progress(total)
 
 
-def dry_run(catalogue: Catalogue, asked: Mapping[str, Any], defaults: Defaults, *, most_errors: int = 100) -> DryRun:
+def dry_run(
+    catalogue: Catalogue,
+    asked: Mapping[str, Any],
+    defaults: Defaults,
+    pin_lora: PinLora = cannot_pin,
+    *,
+    most_errors: int = 100,
+) -> DryRun:
     """Read every row and say what is wrong, line by line, before any job is made.
 
-    Doubled custom_ids are found by their digests: 16 bytes a row.
+    Prompts that the checkpoint's text encoders surely cut are warned of, once for each recipe. Doubled custom_ids are
+    found by their digests: 16 bytes a row.
     """
-    reader = RowReader("", catalogue, defaults, asked)
+    reader = RowReader("", catalogue, defaults, asked, pin_lora)
     rows, bad = 0, 0
     errors: list[dict[str, Any]] = []
     recipes: set[str] = set()
+    cuts, cut_recipes = [], 0
     seen: set[bytes] = set()
 
     def insert(jobs: Sequence[JobRow]) -> list[JobRow]:
@@ -226,12 +247,19 @@ def dry_run(catalogue: Catalogue, asked: Mapping[str, Any], defaults: Defaults, 
     for chunk in _chunks(catalogue.rows(), max(CHUNK_ROWS.values())):
         failed: list[JobRow] = []
         reader.place(chunk, [reader.read(row) for row in chunk], insert)
-        recipes.update(reader.take_new_recipes())
+        for recipe_id, body in reader.take_new_recipes().items():
+            if recipe_id not in recipes and (found := find_cuts(json.loads(body), defaults.text_length)):
+                cut_recipes += 1
+                if cut_recipes <= most_errors:
+                    cuts += [f"recipe {recipe_id[:8]}: {sentence}" for sentence in found]
+            recipes.add(recipe_id)
         rows, bad = rows + len(chunk), bad + len(failed)
         for job in sorted(failed, key=itemgetter(_LINE))[: most_errors - len(errors)]:
             told = dict(zip(COLUMNS, job, strict=True))
             errors.append({name: told[name] for name in ("custom_id", "line", "code", "message")})
-    return DryRun(rows, bad, len(recipes), errors, catalogue.warnings)
+    if cut_recipes > most_errors:
+        cuts.append(f"… and {cut_recipes - most_errors:,} more recipes whose prompts are cut")
+    return DryRun(rows, bad, len(recipes), errors, (*catalogue.warnings, *cuts))
 
 
 class RowReader:
@@ -240,9 +268,18 @@ class RowReader:
     A recipe costs microseconds to resolve and most rows share a few, so that they are kept by the texts they came from.
     """
 
-    def __init__(self, batch_id: str, catalogue: Catalogue, defaults: Defaults, asked: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        batch_id: str,
+        catalogue: Catalogue,
+        defaults: Defaults,
+        asked: Mapping[str, Any],
+        pin_lora: PinLora = cannot_pin,
+    ) -> None:
         self._batch_id, self._name = batch_id, catalogue.uri.rstrip("/").rpartition("/")[2]
         self._checkpoint_defaults, self._defaults, self._asked = defaults, asdict(defaults), asked
+        self._seed = asked.get("seed", 0)
+        self._pin = lru_cache(LORA_CACHE)(partial(_pin_or_explain, pin_lora, catalogue.image_root))
         self.largest_handoff_bytes = 0
         self._known: dict[tuple[str | None, ...], Recipe | OptionError] = {}
         self._new: dict[str, str] = {}
@@ -262,7 +299,7 @@ class RowReader:
             if image is None:
                 raise OptionError("image", "missing_image", "the cell is empty; give a path or a URI")
             recipe = self._recipe(values)
-            seed = 0 if (text := values.get("seed")) is None else read_option("seed", text)
+            seed = self._seed if (text := values.get("seed")) is None else read_option("seed", text)
             priority = 0 if (text := values.get("priority")) is None else read_option("priority", text)
             custom_id = derive_custom_id(image) if custom_id is None else custom_id
             _check_texts(image, custom_id)
@@ -311,7 +348,7 @@ class RowReader:
                 self._known.clear()
             given = {name: text for name, text in zip(_OPTION_NAMES, key, strict=True) if text is not None}
             try:
-                found = resolve_recipe(given, self._asked, self._defaults)
+                found = resolve_recipe(given, self._asked, self._defaults, self._pin_lora)
                 found.body.encode()
                 self._new[found.id] = found.body
                 if found.width or found.height:
@@ -326,6 +363,12 @@ class RowReader:
             raise found
         return found
 
+    def _pin_lora(self, name: str) -> LoraPin:
+        pin = self._pin(name)
+        if isinstance(pin, LoraError):
+            raise OptionError("lora", pin.code, str(pin))
+        return pin
+
     def _fail(self, line: int, values: Mapping[str, str | None], code: str, message: str) -> JobRow:
         custom_id, image = (_clean(values.get(name)) for name in ("custom_id", "image"))
         if custom_id is None and image is not None:
@@ -334,6 +377,14 @@ class RowReader:
             self._batch_id, line, custom_id, image, None, 0, 0, _given(values, _TOLD_OF_BAD), "failed", None, code,
             _clean(message),
         )  # fmt: skip
+
+
+def _pin_or_explain(pin_lora: PinLora, root: str, name: str) -> LoraPin | LoraError:
+    """The pin of a LoRA, or why there is none: both are kept, so that a batch reads each LoRA once."""
+    try:
+        return pin_lora(name, root)
+    except LoraError as error:
+        return error
 
 
 def derive_custom_id(image: str) -> str:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kontext_model.lora_file import LoraPin
 from orchestrator.presets import PRESETS
 
 # Names only, since the functions live with the model: a test holds the two lists equal.
 SAMPLERS = ("euler", "heun", "dpmpp_2m")
 FITS = ("pad", "crop", "stretch")
 PROMPT_MAX_CHARACTERS = 10_000
+LORA_MAX_CHARACTERS = 2_000
 SEED_MAX = 2**63 - 1
 
 
@@ -87,8 +89,11 @@ def _text(text: str) -> str:
     return text
 
 
-def _no_lora(text: str) -> str:
-    raise ValueError("LoRA weights are not supported by this version; leave the column empty")
+def _lora(text: str) -> str:
+    name = text.strip()
+    if not name or len(name) > LORA_MAX_CHARACTERS or not name.isprintable():
+        raise ValueError(f"expected a path, an s3:// URI or a hub id, not {text[:80]!r}")
+    return name
 
 
 OPTIONS: Mapping[str, Callable[[str], Any]] = {
@@ -102,7 +107,8 @@ OPTIONS: Mapping[str, Callable[[str], Any]] = {
     "height": _whole(16, 4096),
     "fit": _one_of(*FITS),
     "sampler": _one_of(*SAMPLERS),
-    "lora": _no_lora,
+    "lora": _lora,
+    "lora_scale": _number(-10, 10),
 }
 """What shapes a recipe; the keys of `--set` and catalogue columns alike."""
 
@@ -118,10 +124,21 @@ def read_option(name: str, text: str) -> Any:
         raise OptionError(name, f"bad_{name}", f"{name}: {error}") from None
 
 
-def resolve_recipe(row: Mapping[str, str], asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> Recipe:
+def cannot_pin(name: str, root: str = "") -> LoraPin:
+    """Stands where no LoRA can be opened. Raises OptionError."""
+    raise OptionError("lora", "bad_lora", f"LoRA {name}: it cannot be opened here")
+
+
+def resolve_recipe(
+    row: Mapping[str, str],
+    asked: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    pin_lora: Callable[[str], LoraPin] = cannot_pin,
+) -> Recipe:
     """Merge a row's options over those asked for the batch, over a preset's, over the checkpoint's defaults.
 
-    `row` holds texts, `asked` values already read. Raises OptionError.
+    `row` holds texts, `asked` values already read, its `lora` pinned by `lora_sha256`; `pin_lora` pins the row's.
+    Raises OptionError.
     """
     given = {name: read_option(name, text) for name, text in row.items()}
     if "prompt" in given and "preset" in given:
@@ -147,7 +164,17 @@ def resolve_recipe(row: Mapping[str, str], asked: Mapping[str, Any], defaults: M
         "height": merged.get("height"),
         "fit": merged.get("fit", "pad"),
         "sampler": merged.get("sampler", "euler"),
+        **_resolve_lora(merged, pin_lora if "lora" in given else None),
     }
     text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
     return Recipe(digest, text, body["width"], body["height"])
+
+
+def _resolve_lora(merged: Mapping[str, Any], pin_lora: Callable[[str], LoraPin] | None) -> dict[str, Any]:
+    """What a body says of a LoRA: nothing where none has an effect, so that recipes without one stay what they were."""
+    scale = merged.get("lora_scale", 1.0)
+    if "lora" not in merged or scale == 0:
+        return {}
+    place, sha256 = (merged["lora"], merged["lora_sha256"]) if pin_lora is None else pin_lora(merged["lora"])
+    return {"lora": place, "lora_sha256": sha256, "lora_scale": scale}

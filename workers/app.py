@@ -27,9 +27,9 @@ from orchestrator.state import queries
 from orchestrator.state.database import open_database
 from orchestrator.state.messages import TASK, Bell, broker_options, queue_name, ring
 from orchestrator.state.transitions import Stage
+from workers.bench import Editor, open_bench
 from workers.handoff import Handoffs
 from workers.heartbeat import Heartbeat
-from workers.stages import Editor, open_bench
 from workers.tasks import Worker
 
 log = structlog.get_logger("worker")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from redis.exceptions import RedisError
 
+from kontext_model.lora_file import LoraError
 from orchestrator.state.queries import Claimed
 from orchestrator.state.transitions import ErrorClass
 from orchestrator.storage import StorageError
@@ -48,6 +49,8 @@ def classify(error: Exception) -> tuple[str, ErrorClass, str]:
     """(code, class, message for people) of what a stage raised for one job."""
     if isinstance(error, SourceError):
         return error.code, ErrorClass(error.error_class), str(error)
+    if isinstance(error, LoraError):
+        return error.code, ErrorClass.TRANSIENT if error.transient else ErrorClass.INPUT, str(error)
     if isinstance(error, StorageError):
         # A full disk or a refused key is mended by people: waiting for them costs less than failing the batch.
         return error.code, ErrorClass.TRANSIENT, str(error)

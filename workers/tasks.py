@@ -16,8 +16,9 @@ from orchestrator.state import queries
 from orchestrator.state.messages import Bell, bells_needed
 from orchestrator.state.queries import Claimed, Failed, Group
 from orchestrator.state.transitions import Stage
+from workers.bench import Bench
 from workers.failures import Failure, classify, delay_s
-from workers.stages import STAGES, Bench, Outcome
+from workers.stages import STAGES, Outcome
 
 CONSUMES: Mapping[Stage, Stage] = {Stage.SAMPLE: Stage.ENCODE, Stage.DECODE: Stage.SAMPLE}
 """Whose handoff a stage uses up."""

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 IMAGE = "image"
 KNOWN_COLUMNS = (
     IMAGE, "custom_id", "prompt", "preset", "negative_prompt", "seed", "steps", "guidance", "true_cfg", "width",
-    "height", "fit", "sampler", "lora", "priority",
+    "height", "fit", "sampler", "lora", "lora_scale", "priority",
 )  # fmt: skip
 MAX_CELL_CHARACTERS = 131_072
 """The csv module's own limit, which it checks at no cost; the other readers follow it."""

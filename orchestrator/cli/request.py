@@ -4,10 +4,12 @@ Owns `--preset`, `--prompt`, `--set`, `--out`. Refuses what could only fail late
 """
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kontext_model.lora_file import LoraError
 from kontext_model.revision import CheckpointRef
 from orchestrator.batches import Request, request_of
 from orchestrator.catalogs import Catalogue, CatalogueError, open_catalogue
@@ -17,6 +19,7 @@ from orchestrator.presets import PRESETS
 from orchestrator.recipes import OPTIONS, PER_JOB, OptionError, read_option
 from orchestrator.settings import Settings
 from orchestrator.storage import StorageError, open_store
+from orchestrator.storage.loras import pin_lora
 
 EMBEDDED_RESULTS_URI = f"s3://{BUCKET}/results"
 
@@ -57,11 +60,11 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _read(flag: str, name: str, text: str) -> Any:
-    if name in PER_JOB:
-        hint = "use --priority for the whole batch" if name == "priority" else "give the catalogue a column seed"
-        raise CallError(f"{flag}: {name} is asked row by row; {hint}")
-    if name not in OPTIONS:
-        raise CallError(f"{flag}: {name!r} is no option{_nearest(name, OPTIONS)}; options: {', '.join(OPTIONS)}")
+    known = {**OPTIONS, "seed": PER_JOB["seed"]}
+    if name == "priority":
+        raise CallError(f"{flag}: use --priority for the whole batch, or give the catalogue a column priority")
+    if name not in known:
+        raise CallError(f"{flag}: {name!r} is no option{_nearest(name, known)}; options: {', '.join(known)}")
     if name == "preset" and text not in PRESETS:
         raise CallError(f"{flag}: {text!r} is no preset{_nearest(text, PRESETS)}; presets: {', '.join(PRESETS)}")
     try:
@@ -93,6 +96,17 @@ def lies_in_embedded(uri: str) -> bool:
     return uri == f"s3://{BUCKET}" or uri.startswith(f"s3://{BUCKET}/")
 
 
+def pin_asked(call: Call, settings: Settings) -> Mapping[str, Any]:
+    """What is asked, its LoRA pinned; a relative path counts from the working folder. Raises CallError."""
+    if "lora" not in call.asked:
+        return call.asked
+    try:
+        pin = pin_lora(call.asked["lora"], os.getcwd(), settings)
+    except LoraError as error:
+        raise CallError(f"--set lora={call.asked['lora']}: {error}") from error
+    return {**call.asked, "lora": pin.place, "lora_sha256": pin.sha256}
+
+
 def make_request(call: Call, settings: Settings, checkpoint: CheckpointRef) -> Request:
     """The request that is stored with the batch; its results' location is absolute. Raises CallError."""
     uri = call.out or settings.results_uri or EMBEDDED_RESULTS_URI
@@ -101,7 +115,7 @@ def make_request(call: Call, settings: Settings, checkpoint: CheckpointRef) -> R
             uri = open_store(uri, settings).uri
         except StorageError as error:
             raise CallError(str(error)) from error
-    return replace(request_of(settings, checkpoint, call.asked, uri), priority=call.priority)
+    return replace(request_of(settings, checkpoint, pin_asked(call, settings), uri), priority=call.priority)
 
 
 def check_results(request: Request, settings: Settings) -> None:

@@ -20,7 +20,7 @@ from orchestrator.cli.crew import Crew, Wanted, interruptible
 from orchestrator.cli.display import Display, open_display
 from orchestrator.cli.failures import INCOMPLETE, INTERRUPTED, SUCCESS, CallError, RunError
 from orchestrator.cli.locations import check_redis, log_to_file, open_stack, open_state
-from orchestrator.cli.request import Call, check_results, lies_in_embedded, make_request, open_asked
+from orchestrator.cli.request import Call, check_results, lies_in_embedded, make_request, open_asked, pin_asked
 from orchestrator.cli.summary import Summary, describe, sum_up, write_lines
 from orchestrator.contact_sheet import write_sheet
 from orchestrator.progress import Pace, Snapshot, follow, look
@@ -29,6 +29,7 @@ from orchestrator.state import queries
 from orchestrator.state.database import reading
 from orchestrator.state.queries import Batch
 from orchestrator.state.transitions import BatchStatus, JobState
+from orchestrator.storage.loras import pin_lora
 
 FAILURES_SHOWN = 10
 
@@ -42,7 +43,8 @@ def check_rows(call: Call, *, as_json: bool) -> int:
         if lies_in_embedded(call.catalogue):
             settings = opened.enter_context(open_stack(settings, say))
         catalogue = open_asked(call, settings)
-        found = dry_run(catalogue, call.asked, pin_checkpoint(settings, say).defaults)
+        asked, pin = pin_asked(call, settings), partial(pin_lora, settings=settings)
+        found = dry_run(catalogue, asked, pin_checkpoint(settings, say).defaults, pin)
     if as_json:
         told = {
             "rows": found.rows,

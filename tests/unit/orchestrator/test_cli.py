@@ -66,6 +66,12 @@ def write_catalogue(path: Path, *lines: str) -> Path:
     return path
 
 
+def write_lora(path: Path) -> None:
+    """A file whose header says all that the control plane looks at."""
+    header = json.dumps({"x.lora_A.weight": {"dtype": "F16", "shape": [1, 2], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments)
 
@@ -143,7 +149,9 @@ BAD_CALLS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "no value": (("rows.csv", "--prompt", "x", "--set", "steps"), "expected KEY=VALUE"),
     "wrong value": (("rows.csv", "--prompt", "x", "--set", "steps=many"), "expected a whole number, not 'many'"),
     "twice": (("rows.csv", "--prompt", "x", "--set", "steps=1", "--set", "steps=2"), "set twice"),
-    "seed for all": (("rows.csv", "--prompt", "x", "--set", "seed=1"), "give the catalogue a column seed"),
+    "wrong seed": (("rows.csv", "--prompt", "x", "--set", "seed=-1"), "expected 0 to"),
+    "priority for all": (("rows.csv", "--prompt", "x", "--set", "priority=1"), "use --priority"),
+    "no such LoRA": (("rows.csv", "--prompt", "x", "--set", "lora=no.safetensors"), "there is no such file"),
     "unknown flag": (("rows.csv", "--prompt", "x", "--bogus"), "--bogus"),
     "priority out of range": (("rows.csv", "--prompt", "x", "--priority", "101"), "100"),
     "results in a file": (("rows.csv", "--prompt", "x", "--out", "rows.csv/results"), "results cannot be written"),
@@ -206,6 +214,9 @@ def test_dry_run_names_bad_rows_and_stores_nothing(place: Path) -> None:
 def test_dry_run_of_good_rows_succeeds() -> None:
     result = call("run", "rows.csv", "--preset", "flat-lay", "--dry-run")
     assert result.exit_code == 0 and "3 good, 0 bad" in result.stdout
+    assert result.stdout.count("warning: ") == 1 and "are lost to CLIP's summary" in result.stdout
+    told = json.loads(call("run", "rows.csv", "--preset", "flat-lay", "--dry-run", "--json").stdout)
+    assert len(told["warnings"]) == 1
 
 
 def test_run_to_the_end(place: Path, crew: type) -> None:
@@ -308,6 +319,23 @@ def test_submit_prints_the_id_last_and_says_how_many_rows_are_bad(place: Path) -
         batch = read_batch(engine, told["batch"])
     assert (batch.priority, batch.status) == (7, "running")
     assert batch.results_uri == f"{place / 'results'}/{batch.id}"
+
+
+def test_a_seed_and_a_lora_are_asked_for_all_rows_that_say_nothing_else(place: Path) -> None:
+    write_lora(place / "style.safetensors")
+    write_catalogue(place / "rows.csv", "image,seed,lora_scale", "a.jpg,,", "b.jpg,7,", "c.jpg,,0.5")
+    asked = ("--prompt", "x", "--set", "seed=5", "--set", "lora=style.safetensors", "--set", "lora_scale=0.8")
+    batch_id = call("submit", "rows.csv", *asked).stdout.split()[-1]
+    jobs = [json.loads(line) for line in call("jobs", batch_id, "--json").stdout.splitlines()]
+    assert [job["seed"] for job in jobs] == [5, 7, 5]
+    with opened() as engine, reading(engine).connect() as connection:
+        bodies = [queries.read_recipe(connection, job["recipe"]) or {} for job in jobs]
+    assert [body["lora_scale"] for body in bodies] == [0.8, 0.8, 0.5]
+    digest = hashlib.sha256((place / "style.safetensors").read_bytes()).hexdigest()
+    assert {(body["lora"], body["lora_sha256"]) for body in bodies} == {(str(place / "style.safetensors"), digest)}
+    assert json.loads(call("show", batch_id, "--json").stdout)["options"]["lora_sha256"] == digest
+    dry = json.loads(call("run", "rows.csv", *asked, "--dry-run", "--json").stdout)
+    assert (dry["bad"], dry["recipes"]) == (0, 2)
 
 
 def test_reports_have_the_promised_shapes(crew: type[FakeCrew]) -> None:

@@ -9,9 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kontext_model.canvas import MAX_SIDE_PX
+from kontext_model.lora_file import LoraPin
 from orchestrator.catalogs import KNOWN_COLUMNS
 from orchestrator.presets import PRESETS
-from orchestrator.recipes import OPTIONS, PER_JOB, PROMPT_MAX_CHARACTERS, OptionError, read_option, resolve_recipe
+from orchestrator.recipes import (
+    OPTIONS,
+    PER_JOB,
+    PROMPT_MAX_CHARACTERS,
+    OptionError,
+    Recipe,
+    read_option,
+    resolve_recipe,
+)
 
 DEFAULTS = {"area_px": 65_536, "text_length": 64, "steps": 8, "guidance": 2.5}
 
@@ -91,6 +100,34 @@ class TestIdentity:
             != resolve_recipe({"prompt": "p"}, {}, DEFAULTS).id
         )
 
+    def test_a_lora_is_part_of_a_recipe_by_place_content_and_scale(self) -> None:
+        def resolve(pin: LoraPin, **row: str) -> Recipe:
+            return resolve_recipe({"prompt": "p", "lora": "style", **row}, {}, DEFAULTS, lambda name: pin)
+
+        pin = LoraPin("/loras/style.safetensors", "a" * 64)
+        recipe = resolve(pin)
+        told = {key: value for key, value in json.loads(recipe.body).items() if "lora" in key}
+        assert told == {"lora": pin.place, "lora_sha256": pin.sha256, "lora_scale": 1.0}
+        others = [
+            resolve(pin._replace(sha256="b" * 64)),
+            resolve(pin._replace(place="/b")),
+            resolve(pin, lora_scale="2"),
+        ]
+        assert len({each.id for each in (recipe, *others)}) == 4 and resolve(pin, lora_scale="1.0") == recipe
+
+    @pytest.mark.parametrize("row", [{"lora": "style", "lora_scale": "0"}, {"lora_scale": "0.5"}])
+    def test_a_lora_without_effect_changes_no_recipe(self, row: dict[str, str]) -> None:
+        assert resolve_recipe({"prompt": "p", **row}, {}, DEFAULTS) == resolve_recipe({"prompt": "p"}, {}, DEFAULTS)
+
+    def test_a_rows_lora_goes_before_the_calls(self) -> None:
+        asked = {"prompt": "p", "lora": "/call", "lora_sha256": "c" * 64, "lora_scale": 0.5}
+        own = json.loads(resolve_recipe({"lora": "own"}, asked, DEFAULTS, lambda name: LoraPin(name, "d" * 64)).body)
+        assert (own["lora"], own["lora_sha256"], own["lora_scale"]) == ("own", "d" * 64, 0.5)
+        called = json.loads(resolve_recipe({}, asked, DEFAULTS).body)
+        assert (called["lora"], called["lora_sha256"]) == ("/call", "c" * 64)
+        with pytest.raises(OptionError, match="cannot be opened here"):
+            resolve_recipe({"lora": "own"}, asked, DEFAULTS)
+
     def test_the_size_asked_is_told_beside_the_body(self) -> None:
         recipe = resolve_recipe({"prompt": "p", "width": "640"}, {"height": 480}, DEFAULTS)
         assert (recipe.width, recipe.height) == (640, 480)
@@ -108,7 +145,9 @@ class TestOptions:
             ("width", "15", "16 to 4096"), ("height", "4097", "16 to 4096"), ("fit", "squash", "pad, crop or stretch"),
             ("sampler", "Euler", "euler, heun or dpmpp_2m"), ("preset", "flatlay", "flat-lay"),
             ("seed", "-1", "0 to 9223372036854775807"), ("seed", "9223372036854775808", "0 to 9223372036854775807"),
-            ("priority", "101", "-100 to 100"), ("lora", "my.safetensors", "not supported"), ("prompt", "a\0b", "NUL"),
+            ("priority", "101", "-100 to 100"), ("lora", " ", "a path, an s3:// URI or a hub id"),
+            ("lora", "a\0b", "a path"), ("lora", "x" * 3_000, "a path"), ("lora_scale", "11", "-10 to 10"),
+            ("lora_scale", "much", "a number"), ("prompt", "a\0b", "NUL"),
             ("prompt", "x" * (PROMPT_MAX_CHARACTERS + 1), "10,001 characters"),
         ],
         ids=lambda value: value[:12],
@@ -125,6 +164,7 @@ class TestOptions:
         [
             ("steps", "28.0", 28), ("seed", str(2**63 - 1), 2**63 - 1), ("seed", "0", 0), ("guidance", "3", 3.0),
             ("priority", "-100", -100), ("width", str(MAX_SIDE_PX), MAX_SIDE_PX), ("preset", "flat-lay", "flat-lay"),
+            ("lora", " loras/style.safetensors", "loras/style.safetensors"), ("lora_scale", "-0.5", -0.5),
         ],
     )  # fmt: skip
     def test_a_right_value_is_read(self, name: str, text: str, value: object) -> None:
