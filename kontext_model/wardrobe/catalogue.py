@@ -1,4 +1,4 @@
-"""A demo catalogue of wardrobe photos: files and a catalogue.csv that names them.
+"""Wardrobe pictures as files: a demo catalogue, and triples to train on.
 
 Owns file names and the mix of shapes. Overwrites what an earlier call with the same arguments wrote.
 """
@@ -37,3 +37,25 @@ def write_catalogue(folder: Path, count: int, size_px: int = 512, seed: int = 0)
         writer.writerow(COLUMNS)
         writer.writerows(rows)
     return catalogue
+
+
+def write_triples(folder: Path, count: int, size_px: int, first_seed: int, style: str | None = None) -> Path:
+    """Write `count` triples (condition, prompt, target) from `first_seed` on, as one would one's own; gives the CSV.
+
+    The CSV appears last and whole.
+    """
+    rows = []
+    for part in ("condition", "target"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        sample = draw(first_seed + number, size_px, style=style)
+        names = [f"{part}/{number:05d}.png" for part in ("condition", "target")]
+        for name, picture in zip(names, (sample.photo, sample.target), strict=True):
+            picture.save(folder / name, compress_level=1)
+        rows.append((names[0], sample.prompt, names[1]))
+    path = folder / "triples.csv"
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("condition", "prompt", "target"), *rows])
+    partial.replace(path)
+    return path
