@@ -22,7 +22,7 @@ from kontext_model.training.config import TrainingConfig
 from kontext_model.training.run_state import STATE_NAME, copy_weights, read_average
 from kontext_model.wardrobe import PROMPTS
 
-WARDROBE_DEFAULTS = Defaults(area_px=256 * 256, text_length=32, steps=8, guidance=2.5)
+WARDROBE_DEFAULTS = Defaults(area_px=256 * 256, text_length=144, steps=8, guidance=2.5)
 
 
 @dataclass(frozen=True)

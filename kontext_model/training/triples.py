@@ -20,7 +20,7 @@ from kontext_model.wardrobe import PROMPTS, draw
 from kontext_model.wardrobe.world import choose_kind
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-ASPECTS = ((1, 1), (3, 4), (1, 1), (2, 3), (1, 1), (4, 3), (1, 1), (3, 4), (1, 1), (9, 16))
+ASPECTS = ((1, 1), (3, 4), (1, 1), (1, 1), (2, 3), (1, 1), (1, 1), (4, 3), (1, 1), (1, 1))
 """Width : height of wardrobe samples, in turn."""
 
 
