@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -291,3 +292,9 @@ def test_a_recording_says_what_it_did_not_see() -> None:
     model(torch.empty(1, 2, device="meta"))
     with pytest.raises(LookupError):
         recording.find("model", nth=1)
+
+
+def test_the_readme_shows_the_traced_diagram() -> None:
+    diagram = mermaid(trace_model("1024x1024"), "whole").strip()
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- trace -->\n```mermaid\n{diagram}\n```" in readme
