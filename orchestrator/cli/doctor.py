@@ -20,7 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 from sqlalchemy.exc import SQLAlchemyError
 
 from kontext_model.revision import CheckpointError
-from orchestrator.checkpoints import default_folder, pin_checkpoint
+from orchestrator.checkpoints import pin_checkpoint
 from orchestrator.cli.failures import ERROR, SUCCESS
 from orchestrator.cli.locations import database_url, show_url
 from orchestrator.local_stack import ServerStatus, StackError, ensure_stack, stack_status
@@ -221,11 +221,8 @@ def _look_at_results(settings: Settings) -> Iterator[Finding]:
 
 
 def _look_at_checkpoint(settings: Settings) -> Iterator[Finding]:
-    if settings.checkpoint is None and not default_folder(settings).is_dir():
-        yield Finding("checkpoint", "ok", f"the small demo one, made at the first run in {default_folder(settings)}")
-        return
     try:
-        pinned = pin_checkpoint(settings)
+        pinned = pin_checkpoint(settings, remember=settings.home.is_dir())
     except CheckpointError as error:
         yield Finding("checkpoint", "fail", str(error), "check KONTEXT_CHECKPOINT")
         return

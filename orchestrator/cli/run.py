@@ -44,7 +44,7 @@ def check_rows(call: Call, *, as_json: bool) -> int:
             settings = opened.enter_context(open_stack(settings, say))
         catalogue = open_asked(call, settings)
         asked, pin = pin_asked(call, settings), partial(pin_lora, settings=settings)
-        found = dry_run(catalogue, asked, pin_checkpoint(settings, say).defaults, pin)
+        found = dry_run(catalogue, asked, pin_checkpoint(settings).defaults, pin)
     if as_json:
         told = {
             "rows": found.rows,
@@ -134,7 +134,7 @@ def _open(call: Call, opened: ExitStack) -> _Run:
     settings = opened.enter_context(open_stack(settings, say))
     catalogue = open_asked(call, settings) if early is None else early
     engine = opened.enter_context(open_state(settings))
-    checkpoint = pin_checkpoint(settings, say)
+    checkpoint = pin_checkpoint(settings)
     settings = settings.model_copy(update={"checkpoint": checkpoint.ref, "home": settings.home.absolute()})
     request = make_request(call, settings, checkpoint)
     check_results(request, settings)

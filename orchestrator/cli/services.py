@@ -54,7 +54,7 @@ def run_worker(stages: str, name: str | None) -> None:
     configure_logs(settings)
     say = partial(typer.echo, err=True)
     with _told_to_stop() as stop, open_stack(settings, say) as settings, open_state(settings) as engine:
-        checkpoint = pin_checkpoint(settings, say)
+        checkpoint = pin_checkpoint(settings)
         home = settings.home.absolute()
         settings = settings.model_copy(update={"checkpoint": checkpoint.ref, "home": home})
 

@@ -34,7 +34,7 @@ def submit_catalogue(call: Call, *, as_json: bool) -> int:
         for warning in catalogue.warnings:
             say(f"warning: {warning}")
         engine = opened.enter_context(open_state(settings))
-        request = make_request(call, settings, pin_checkpoint(settings, say))
+        request = make_request(call, settings, pin_checkpoint(settings))
         # The embedded server need not run now, and what it serves is ours to write.
         if not lies_in_embedded(request.results_uri):
             check_results(request, settings)

@@ -42,7 +42,7 @@ def stay_up(port: int | None) -> int:
         note = opened.enter_context(hold_marker(settings.home))
         settings = opened.enter_context(open_stack(settings, say))
         engine = opened.enter_context(open_state(settings))
-        checkpoint = pin_checkpoint(settings, say)
+        checkpoint = pin_checkpoint(settings)
         settings = settings.model_copy(update={"checkpoint": checkpoint.ref, "home": settings.home.absolute()})
         note(Wanted(checkpoint.revision, settings.numerics))
         url = f"http://{HOST}:{_choose_port(port)}"

@@ -16,7 +16,7 @@ from PIL import Image
 from sqlalchemy import Engine
 from typer.testing import CliRunner, Result
 
-from kontext_model.revision import PARTS
+from kontext_model.revision import PARTS, Defaults
 from orchestrator import checkpoints
 from orchestrator.batches import read_batch
 from orchestrator.cli import app
@@ -476,23 +476,10 @@ def test_unexpected_error_is_one_line_and_its_traceback_is_kept(place: Path, mon
     assert str(log) in result.stderr and "ZeroDivisionError: a bug" in log.read_text()
 
 
-def test_default_checkpoint_is_made_once_by_another_process(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(home=place / "home", checkpoint=None)
-    script = 'import shutil, sys; shutil.copytree("checkpoint", sys.argv[1]); open("made", "a").write("x")'
-    monkeypatch.setattr(checkpoints, "_MAKE", script)
-    monkeypatch.setattr(checkpoints, "default_folder", lambda settings: settings.home / "checkpoints/small")
-    said: list[str] = []
-    first, second = (checkpoints.pin_checkpoint(settings, said.append) for _ in range(2))
-    assert first == second and first.folder == settings.home / "checkpoints/small"
-    assert (place / "made").read_text() == "x" and len(said) == 1
-
-
-def test_default_checkpoint_that_cannot_be_made_says_what_to_do(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(home=place / "home", checkpoint=None)
-    monkeypatch.setattr(checkpoints, "_MAKE", "raise ModuleNotFoundError(\"No module named 'torch'\")")
-    monkeypatch.setattr(checkpoints, "default_folder", lambda settings: settings.home / "checkpoints/small")
-    with pytest.raises(ValueError, match=r"No module named 'torch'; install the extra `worker`"):
-        checkpoints.pin_checkpoint(settings)
+def test_without_a_setting_the_checkpoint_is_the_packages_own(place: Path) -> None:
+    pinned = checkpoints.pin_checkpoint(Settings(home=place / "home", checkpoint=None))
+    assert pinned.folder == checkpoints.PACKAGED
+    assert pinned.defaults == Defaults(area_px=256 * 256, text_length=144, steps=8, guidance=2.5)
 
 
 def test_no_command_loads_the_model_or_the_workers() -> None:

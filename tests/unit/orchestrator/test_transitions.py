@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.state.queries import jobs as statements
+from orchestrator.state.queries import statements
 from orchestrator.state.transitions import (
     ACTIVE,
     BATCH_MOVES,
