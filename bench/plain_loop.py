@@ -24,7 +24,7 @@ def main(checkpoint: str, prefix: str, steps: int) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     settings = read_settings()
-    pipeline = FluxKontextPipeline.from_pretrained(checkpoint)
+    pipeline = FluxKontextPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     defaults = read_defaults(Path(checkpoint))
     prompt = PRESETS["flat-lay"].prompt
