@@ -35,7 +35,7 @@ def main() -> int:
                 figures += images.measure(folder, settings, photos=16 if given.quick else 64, repeats=repeats)
         finally:
             stop_stack(Settings(home=folder / "home"))
-    print(render(figures))
+            print(render(figures))  # what was measured before a failure too
     return 0 if all(figure.passed for figure in figures) else 1
 
 

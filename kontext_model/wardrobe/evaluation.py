@@ -34,9 +34,11 @@ OnProgress = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class Question:
-    """What is measured. `side_px` None takes the checkpoint's own; `sweep` adds step counts; `style` is one of the
-    wardrobe's that the training does not draw; `lora` a file, folder or hub
-    id."""
+    """What is measured.
+
+    `side_px` None takes the checkpoint's own; `sweep` adds step counts; `style` is one of the wardrobe's that the
+    training does not draw; `lora` a file, folder or hub id.
+    """
 
     checkpoint: str | Path
     count: int = 200
