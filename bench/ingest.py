@@ -73,8 +73,9 @@ def _ours(url: str, catalogue_path: str) -> float:
 
 def _theirs(url: str, catalogue_path: str) -> float:
     """Everything prepared beforehand; only the load itself is timed."""
-    from orchestrator.batches import RowReader, create_batch
+    from orchestrator.batches import create_batch
     from orchestrator.catalogs import open_catalogue
+    from orchestrator.row_reader import RowReader
     from orchestrator.settings import Settings
     from orchestrator.state.bulk import COLUMNS
     from orchestrator.state.database import open_database

@@ -16,6 +16,7 @@ from kontext_model.revision import CheckpointRef, Defaults
 from orchestrator import batches
 from orchestrator.batches import BatchError, Request, create_batch, dry_run, find_unfinished, ingest, read_batch
 from orchestrator.catalogs import Catalogue, CatalogueError, Row, open_catalogue
+from orchestrator.row_reader import RowReader
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.database import reading
@@ -141,7 +142,7 @@ class TestRows:
             __hash__ = int.__hash__
 
         rows = [row._replace(line=Counted(row.line)) for row in catalogue.rows()]
-        reader = batches.RowReader("b", catalogue, CHECKPOINT.defaults, REQUEST.asked)
+        reader = RowReader("b", catalogue, CHECKPOINT.defaults, REQUEST.asked)
         placed = []
 
         def insert(jobs: Sequence[Any]) -> list[Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kontext_model.revision import Defaults
-from orchestrator import batches
+from orchestrator import batches, row_reader
 from orchestrator.batches import DryRun, dry_run
 from orchestrator.catalogs import open_catalogue
 from orchestrator.presets import PRESETS
@@ -36,7 +36,7 @@ def test_the_flat_lay_prompt_is_told_once_for_each_recipe(tmp_path: Path) -> Non
 def test_a_recipe_met_again_after_it_was_forgotten_is_not_told_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "RECIPE_CACHE", 1)
+    monkeypatch.setattr(row_reader, "RECIPE_CACHE", 1)
     monkeypatch.setattr(batches, "CHUNK_ROWS", {"any": 1})
     told = _dry_run(tmp_path, "image,steps", "a.jpg,4", "b.jpg,8", "c.jpg,4", "d.jpg,8", preset="flat-lay")
     assert (told.recipes, len(told.warnings)) == (2, 2)
