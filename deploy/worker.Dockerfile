@@ -20,7 +20,8 @@ COPY kontext_model/ kontext_model/
 COPY orchestrator/ orchestrator/
 COPY workers/ workers/
 COPY migrations/ migrations/
-RUN /opt/kontext/bin/pip install --no-cache-dir --constraint constraints.txt '.[worker]'
+ARG EXTRAS=worker
+RUN /opt/kontext/bin/pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]"
 
 FROM ${BASE}
 RUN apt-get update \

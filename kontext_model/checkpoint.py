@@ -20,8 +20,9 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from kontext_model import revision as revisions
+from kontext_model.acceleration import PLAIN, Acceleration, FallbackWarning, apply
 from kontext_model.latents import CHANNELS, TOKEN_CHANNELS
-from kontext_model.revision import CheckpointError, Defaults
+from kontext_model.revision import CheckpointError, CheckpointRef, Defaults
 
 STAGES = frozenset({"encode", "sample", "decode"})
 STAGE_PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -48,12 +49,16 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The components of the parts that were asked for, in evaluation mode on one device; the others are None."""
+    """The components of the parts that were asked for, in evaluation mode; the others are None.
+
+    `device` is where they compute; while they are offloaded, their weights may be elsewhere.
+    """
 
     revision: str
     defaults: Defaults
     device: torch.device
     dtype: torch.dtype
+    acceleration: Acceleration = PLAIN
     tokenizer: Any = None
     text_encoder: Any = None
     tokenizer_2: Any = None
@@ -71,35 +76,62 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    ref: str | Path,
+    ref: str | Path | CheckpointRef,
     *,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "float32",
     revision: str | None = None,
     parts: frozenset[str] = STAGES,
     cache_file: Path | None = None,
+    acceleration: Acceleration = PLAIN,
 ) -> Checkpoint:
-    """Open a diffusers-layout folder or a hub id for the stages named in `parts`.
+    """Open a diffusers-layout folder or a hub id for the stages named in `parts`; one that is pinned is taken as it is.
 
     `revision` is the one it must have (a folder) or the branch, tag or commit (a hub id). `cache_file` as in
-    `kontext_model.revision.read_revision`. Silent: no progress bars, no warnings.
-    Raises CheckpointError for a checkpoint that cannot be used, ValueError for a wrong argument.
+    `kontext_model.revision.read_revision`. Silent: no progress bars, no warnings but the FallbackWarning of an
+    `acceleration` that cannot be had. Raises CheckpointError for a checkpoint that cannot be used, ValueError for a
+    wrong argument.
     """
     unknown = parts - STAGES
     if unknown or not parts:
         raise ValueError(f"parts must be some of {', '.join(sorted(STAGES))}, not {sorted(unknown or parts)}")
     target, precision = _find_device(device), _find_dtype(dtype)
-    pinned = revisions.resolve(ref, revision, cache_file)
+    pinned = ref if isinstance(ref, CheckpointRef) else revisions.resolve(ref, revision, cache_file)
     wanted = sorted({part for stage in parts for part in STAGE_PARTS[stage]})
     folder = pinned.folder if pinned.folder is not None else _download(pinned.ref, pinned.revision, wanted)
     _check_configs(folder)
     with silence():
         components = {part: _open_part(folder, part, precision) for part in wanted}
-    for part in _MODELS.keys() & components.keys():
-        components[part] = components[part].to(target).eval().requires_grad_(False)
-    if "vae" in components:
-        components["vae"].to(memory_format=torch.channels_last)  # its convolutions run up to a third faster
-    return Checkpoint(pinned.revision, pinned.defaults, target, precision, **components)
+    models = {part: components[part].eval().requires_grad_(False) for part in _MODELS if part in components}
+    if "vae" in models:
+        models["vae"].to(memory_format=torch.channels_last)  # its convolutions run up to a third faster
+    with silence():
+        missed = apply(acceleration, models, target)
+    for reason in missed:
+        warnings.warn(f"{reason}; going on without it", FallbackWarning, stacklevel=2)
+    return Checkpoint(pinned.revision, pinned.defaults, target, precision, acceleration, **components)
+
+
+def open_outline(ref: str | Path) -> Checkpoint:
+    """What costs little of a checkpoint: tokenizers, scheduler, and the transformer without its weights, on `meta`.
+
+    No weight is read, nor a folder's revision, which is left empty. Raises CheckpointError.
+    """
+    wanted = [*_TOKENIZERS, "scheduler"]
+    folder = Path(ref).expanduser()
+    if folder.is_dir():
+        revisions.check_parts(folder)
+        pinned = CheckpointRef(str(ref), folder, "", revisions.read_defaults(folder))
+    else:
+        pinned = revisions.resolve(ref)
+        folder = _download(pinned.ref, pinned.revision, wanted)
+    _check_configs(folder)
+    meta = torch.device("meta")
+    with silence():
+        components = {part: _open_part(folder, part, torch.float32) for part in wanted}
+        with meta:
+            transformer = FluxTransformer2DModel.from_config(_read_config(folder / "transformer" / "config.json"))
+    return Checkpoint(pinned.revision, pinned.defaults, meta, torch.float32, transformer=transformer, **components)
 
 
 def _find_device(device: str | torch.device) -> torch.device:

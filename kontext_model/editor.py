@@ -17,10 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from kontext_model import image, latents, preview, sampling, text
+from kontext_model.acceleration import PLAIN, Acceleration, caching
 from kontext_model.canvas import Canvas, choose
 from kontext_model.checkpoint import STAGES, Checkpoint, open_checkpoint
 from kontext_model.lora import Adapters, Lora, open_lora
-from kontext_model.revision import Defaults
+from kontext_model.revision import CheckpointRef, Defaults
 from kontext_model.text import TextEmbeds
 
 MAX_TOGETHER = 8
@@ -99,16 +100,25 @@ class KontextEditor:
     @classmethod
     def open(
         cls,
-        ref: str | Path,
+        ref: str | Path | CheckpointRef,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "float32",
         revision: str | None = None,
         parts: frozenset[str] = STAGES,
         cache_file: Path | None = None,
+        acceleration: Acceleration = PLAIN,
     ) -> "KontextEditor":
         """Open a folder or hub id for the stages in `parts`; see `kontext_model.checkpoint.open_checkpoint`."""
         return cls(
-            open_checkpoint(ref, device=device, dtype=dtype, revision=revision, parts=parts, cache_file=cache_file)
+            open_checkpoint(
+                ref,
+                device=device,
+                dtype=dtype,
+                revision=revision,
+                parts=parts,
+                cache_file=cache_file,
+                acceleration=acceleration,
+            )
         )
 
     @property
@@ -206,7 +216,12 @@ class KontextEditor:
         if preview_every < 1:
             raise ValueError(f"preview_every must be at least 1, not {preview_every}")
         device, dtype = checkpoint.device, checkpoint.dtype
-        with nullcontext() if lora is None else self.adapters.applied(lora), torch.inference_mode():
+        calls = sampling.count_calls(sampler, steps)
+        with (
+            nullcontext() if lora is None else self.adapters.applied(lora),
+            caching(checkpoint.transformer, checkpoint.acceleration.step_cache, calls),
+            torch.inference_mode(),
+        ):
             on_estimate = None
             if on_preview is not None:
                 on_estimate = preview.draw_every(preview_every, self.colours, canvas, on_preview)

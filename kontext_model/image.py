@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from kontext_model.acceleration import execution_device
 from kontext_model.canvas import Canvas
 
 WHITE = (255, 255, 255)
@@ -52,7 +53,7 @@ def encode(vae: Any, picture: Image.Image) -> Tensor:
     The mode of the posterior, not a draw from it. Source: diffusers FluxKontextPipeline._encode_vae_image.
     """
     pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0).permute(2, 0, 1).unsqueeze(0)
-    posterior = vae.encode((2.0 * pixels - 1.0).to(vae.device, vae.dtype)).latent_dist
+    posterior = vae.encode((2.0 * pixels - 1.0).to(execution_device(vae), vae.dtype)).latent_dist
     return (posterior.mode() - vae.config.shift_factor) * vae.config.scaling_factor
 
 
@@ -67,7 +68,7 @@ def decode(vae: Any, latents: Tensor) -> Image.Image:
 
 def decode_pixels(vae: Any, latents: Tensor) -> Tensor:
     """What the VAE makes of normalised latents (1, 16, H, W): (1, 3, 8·H, 8·W), about −1 to 1, on its device."""
-    latents = latents.to(vae.device, vae.dtype, memory_format=torch.channels_last)
+    latents = latents.to(execution_device(vae), vae.dtype, memory_format=torch.channels_last)
     return vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
 
 

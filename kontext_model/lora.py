@@ -15,6 +15,7 @@ import torch
 from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
 from torch import Tensor
 
+from kontext_model.acceleration import renew_offload
 from kontext_model.checkpoint import silence
 from kontext_model.lora_file import LoraError, check_file, find_lora, hash_file
 
@@ -99,6 +100,7 @@ class Adapters:
         except Exception as error:  # whatever peft raises; diffusers has removed the half that was loaded
             raise LoraError(lora, f"it cannot be loaded: {_shorten(error)}") from error
         self._transformer.eval()
+        renew_offload(self._transformer)
 
     def _unload(self, name: str) -> None:
         del self._loaded[name]

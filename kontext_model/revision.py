@@ -66,7 +66,7 @@ def resolve(ref: str | Path, revision: str | None = None, cache_file: Path | Non
             raise CheckpointError(f"checkpoint {folder} has revision {found}, not the asked {revision}")
         return CheckpointRef(str(ref), folder, found, read_defaults(folder))
     if not is_hub_id(str(ref)):
-        raise CheckpointError(f"checkpoint {folder} is not a folder; give a diffusers-layout folder or a hub id")
+        raise CheckpointError(f"checkpoint {ref} is not a folder; give a diffusers-layout folder or a hub id")
     commit, defaults = _ask_hub(str(ref), revision)
     return CheckpointRef(str(ref), None, commit, defaults)
 

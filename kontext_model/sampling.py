@@ -18,6 +18,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from kontext_model import latents
+from kontext_model.acceleration import cache_context, is_caching
 from kontext_model.canvas import Canvas
 from kontext_model.text import TextEmbeds
 
@@ -129,6 +130,11 @@ def sample_dpmpp_2m(velocity: Velocity, x: Tensor, sigmas: Tensor, on_step: OnSt
     return x
 
 
+def count_calls(sampler: str, steps: int) -> int:
+    """How often a sampler asks for the velocity in a walk of so many steps."""
+    return 2 * steps - 1 if sampler == "heun" else steps
+
+
 Sampler = Callable[[Velocity, Tensor, Tensor, OnStep], Tensor]
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {"euler": sample_euler, "heun": sample_heun, "dpmpp_2m": sample_dpmpp_2m}
@@ -163,27 +169,30 @@ def denoise(
     ids = torch.cat((latents.position_ids(canvas, latents.GENERATED), latents.position_ids(canvas, latents.CONDITION)))
     ids = ids.to(device)
     text_ids = torch.zeros(text.sequence.shape[1], 3, device=device)
-    # A CPU's caches hold the activations of few pictures: forwards of more rows are slower per picture.
-    together = CPU_ROWS if device.type == "cpu" else batch
+    # A CPU's caches hold the activations of few pictures: forwards of more rows are slower per picture. And what a
+    # step cache skips, it skips for all rows of a forward: there each picture goes alone, to be the same in any batch.
+    together = 1 if is_caching(transformer) else CPU_ROWS if device.type == "cpu" else batch
     slices = [slice(start, start + together) for start in range(0, batch, together)]
     scales = torch.tensor(guidance, device=device) if transformer.config.guidance_embeds else None
 
     def predict(x: Tensor, index: int, embeds: TextEmbeds) -> Tensor:
         # To the model's dtype before the division, as the pipeline does: in bf16 the order decides the last bits.
         timestep = schedule.timesteps[index].to(dtype) / 1000
-        predictions = [
-            transformer(
-                hidden_states=torch.cat((x[rows], condition[rows]), dim=1),
-                timestep=timestep.expand(len(x[rows])),
-                guidance=None if scales is None else scales[rows],
-                pooled_projections=embeds.pooled[rows],
-                encoder_hidden_states=embeds.sequence[rows],
-                txt_ids=text_ids,
-                img_ids=ids,
-                return_dict=False,
-            )[0][:, :tokens]
-            for rows in slices
-        ]
+        branch = "cond" if embeds is text else "uncond"
+        predictions = []
+        for rows in slices:
+            with cache_context(transformer, f"{branch} {rows.start}"):
+                prediction = transformer(
+                    hidden_states=torch.cat((x[rows], condition[rows]), dim=1),
+                    timestep=timestep.expand(len(x[rows])),
+                    guidance=None if scales is None else scales[rows],
+                    pooled_projections=embeds.pooled[rows],
+                    encoder_hidden_states=embeds.sequence[rows],
+                    txt_ids=text_ids,
+                    img_ids=ids,
+                    return_dict=False,
+                )[0]
+            predictions.append(prediction[:, :tokens])
         return torch.cat(predictions)
 
     text = text.expand(batch)

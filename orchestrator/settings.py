@@ -40,9 +40,22 @@ class Settings(BaseModel):
     results_uri: str | None = Field(None, description="where results go: s3://bucket/prefix or a folder")
     local_s3_url: str | None = Field(None, description="the embedded S3 server, http://key:secret@host:port")
 
-    checkpoint: str | None = Field(None, description="checkpoint folder or hub id; unset: the small demo checkpoint")
+    checkpoint: str | None = Field(
+        None, description="checkpoint: folder, s3://bucket/prefix or hub id; unset: the small demo checkpoint"
+    )
     device: str = Field("cpu", description="torch device of the workers: cpu, cuda, cuda:1, mps")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="numerics of the model")
+    quantize: Literal["none", "int8", "fp8"] = Field("none", description="weights of the large models, through torchao")
+    offload: Literal["none", "model", "group"] = Field(
+        "none", description="for cards too small: one model, or one block, on the card at a time"
+    )
+    attention: Literal["native", "cudnn", "flash", "flash3", "sage", "xformers"] = Field(
+        "native", description="attention back-end of the transformer; native where it does not run"
+    )
+    compile: bool = Field(False, description="compile the transformer's blocks, where a compiler works")
+    step_cache: Literal["none", "first_block", "taylorseer", "magcache"] = Field(
+        "none", description="skip blocks in some steps: faster, and other pictures"
+    )
     threads: int | None = Field(None, ge=1, description="torch threads of a worker process; unset: torch decides")
 
     unit_size: int = Field(8, ge=1, le=1024, description="jobs a worker claims and runs together; 1 for the full model")
@@ -99,7 +112,10 @@ class Settings(BaseModel):
     @property
     def numerics(self) -> str:
         """What changes pixels beside the weights; a part of every fingerprint."""
-        return f"{self.dtype}/v{PIPELINE_VERSION}"
+        chosen = [
+            value for value in (self.quantize, self.attention, self.step_cache) if value not in ("none", "native")
+        ]
+        return "/".join([self.dtype, *chosen, f"v{PIPELINE_VERSION}"])
 
     def environment(self) -> dict[str, str]:
         """The variables that give a child process these very settings."""

@@ -8,6 +8,7 @@ import sys
 from kontext_model.revision import CheckpointError
 from orchestrator.settings import SettingsError, configure_logs, read_settings
 from orchestrator.state.transitions import Stage
+from orchestrator.storage import StorageError
 
 
 def main() -> int:
@@ -34,6 +35,9 @@ def main() -> int:
     except CheckpointError as error:
         print(f"kontext worker: {error}", file=sys.stderr)
         return 2
+    except StorageError as error:  # S3 does not answer now: who watches over the process starts it again
+        print(f"kontext worker: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -21,12 +21,16 @@ from kombu import Queue
 from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 
+from kontext_model.acceleration import Acceleration, FallbackWarning
+from kontext_model.checkpoint import STAGE_PARTS
 from kontext_model.editor import KontextEditor
+from kontext_model.revision import CheckpointRef
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.database import open_database
 from orchestrator.state.messages import TASK, Bell, broker_options, queue_name, ring
 from orchestrator.state.transitions import Stage
+from orchestrator.storage.weights import SCHEME, fetch_weights
 from workers.bench import Editor, open_bench
 from workers.handoff import Handoffs
 from workers.heartbeat import Heartbeat
@@ -36,15 +40,35 @@ log = structlog.get_logger("worker")
 
 
 def open_editor(settings: Settings, stages: Sequence[Stage]) -> Editor:
-    """The checkpoint's parts that these stages need."""
+    """The checkpoint's parts that these stages need; from S3 they are copied here first.
+
+    What was asked for and cannot be had, without changing a picture, is logged. Raises CheckpointError, StorageError.
+    """
     assert settings.checkpoint is not None
-    return KontextEditor.open(
-        settings.checkpoint,
-        device=settings.device,
-        dtype=settings.dtype,
-        parts=frozenset(stage.value for stage in stages),
-        cache_file=settings.home / "revisions.json",
-    )
+    ref: str | CheckpointRef = settings.checkpoint
+    if settings.checkpoint.startswith(SCHEME):
+        needed = {part for stage in stages for part in STAGE_PARTS[stage.value]}
+        log.info("fetching the checkpoint", uri=settings.checkpoint, parts=",".join(sorted(needed)))
+        ref = fetch_weights(settings.checkpoint, settings, needed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FallbackWarning)
+        editor = KontextEditor.open(
+            ref,
+            device=settings.device,
+            dtype=settings.dtype,
+            parts=frozenset(stage.value for stage in stages),
+            cache_file=settings.home / "revisions.json",
+            acceleration=Acceleration(
+                quantize=settings.quantize,
+                offload=settings.offload,
+                attention=settings.attention,
+                compile=settings.compile,
+                step_cache=settings.step_cache,
+            ),
+        )
+    for warning in caught:
+        log.warning("checkpoint opened with a warning", reason=str(warning.message))
+    return editor
 
 
 def serve(

@@ -223,7 +223,7 @@ def _look_at_results(settings: Settings) -> Iterator[Finding]:
 def _look_at_checkpoint(settings: Settings) -> Iterator[Finding]:
     try:
         pinned = pin_checkpoint(settings, remember=settings.home.is_dir())
-    except CheckpointError as error:
+    except (CheckpointError, StorageError) as error:
         yield Finding("checkpoint", "fail", str(error), "check KONTEXT_CHECKPOINT")
         return
     defaults = ", ".join(f"{name} {value}" for name, value in asdict(pinned.defaults).items())

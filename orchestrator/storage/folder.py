@@ -98,7 +98,7 @@ class FolderStore:
         return data
 
     @contextmanager
-    def open(self, key: str) -> Iterator[BinaryIO]:
+    def open(self, key: str, start: int = 0) -> Iterator[BinaryIO]:
         path = self._path(key)
         with self._explain(key):
             # Not blocking: a named pipe would hold the caller for ever.
@@ -107,6 +107,7 @@ class FolderStore:
             os.close(descriptor)
             raise ObjectMissing(f"{self.locate(key)} is not a file")
         with os.fdopen(descriptor, "rb") as stream:
+            stream.seek(start)
             yield stream
 
     def head(self, key: str) -> ObjectInfo | None:

@@ -152,15 +152,16 @@ class S3Store:
         return data
 
     @contextmanager
-    def open(self, key: str) -> Iterator[BinaryIO]:
-        with self._body(key) as (body, _):
+    def open(self, key: str, start: int = 0) -> Iterator[BinaryIO]:
+        with self._body(key, start) as (body, _):
             yield cast(BinaryIO, io.BufferedReader(_Stream(body, lambda: self._explain(key)), STREAM_BYTES))
 
     @contextmanager
-    def _body(self, key: str) -> Iterator[tuple[Any, int]]:
+    def _body(self, key: str, start: int = 0) -> Iterator[tuple[Any, int]]:
         name = self._name(key)
+        rest = {"Range": f"bytes={start}-"} if start else {}
         with self._explain(key):
-            answer = self._client.get_object(Bucket=self.bucket, Key=name)
+            answer = self._client.get_object(Bucket=self.bucket, Key=name, **rest)
         with closing(answer["Body"]) as body:
             yield body, answer["ContentLength"]
 

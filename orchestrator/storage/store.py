@@ -96,8 +96,8 @@ class Store(Protocol):
     def read(self, key: str, max_bytes: int) -> bytes:
         """The whole object, never holding more than `max_bytes` + 1. Raises ObjectMissing, TooLarge."""
 
-    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
-        """A binary stream of the object. Raises ObjectMissing on entry."""
+    def open(self, key: str, start: int = 0) -> AbstractContextManager[BinaryIO]:
+        """A binary stream of the object from byte `start` on, which exists. Raises ObjectMissing on entry."""
 
     def head(self, key: str) -> ObjectInfo | None:
         """What is known of the object, or None when the key is free."""

@@ -38,6 +38,8 @@ def test_a_put_is_read_back_byte_for_byte(store: Store) -> None:
     with store.open("batch/picture.png") as stream:
         assert stream.read(3) == data[:3]
         assert stream.read() == data[3:]
+    with store.open("batch/picture.png", start=len(data) - 2) as stream:
+        assert stream.read() == data[-2:]
 
 
 def test_the_first_writer_wins(store: Store) -> None:

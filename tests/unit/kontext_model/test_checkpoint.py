@@ -13,8 +13,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from kontext_model.checkpoint import Checkpoint, open_checkpoint
-from kontext_model.revision import PARTS, CheckpointError, read_revision
+from kontext_model.checkpoint import Checkpoint, open_checkpoint, open_outline
+from kontext_model.revision import PARTS, CheckpointError, CheckpointRef, Defaults, read_revision
 
 WEIGHTS = {
     "transformer": "diffusion_pytorch_model.safetensors",
@@ -190,6 +190,26 @@ def test_garbage_for_json_is_refused(tiny_copy: Path, name: str, content: bytes)
     (tiny_copy / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=name.split("/")[0]):
         open_checkpoint(tiny_copy)
+
+
+def test_what_is_pinned_already_is_taken_as_it_is(tiny_folder: Path) -> None:
+    pinned = CheckpointRef("s3://bucket/weights", tiny_folder, "e" * 40, Defaults(steps=3))
+    found = open_checkpoint(pinned, parts=frozenset({"decode"}))
+    assert found.revision == "e" * 40 and found.defaults.steps == 3 and found.vae is not None
+
+
+def test_an_outline_has_the_layers_and_no_weights(tiny_folder: Path, tiny_copy: Path) -> None:
+    for part, name in WEIGHTS.items():
+        (tiny_copy / part / name).write_bytes(b"not read")
+    found, whole = open_outline(tiny_copy), open_checkpoint(tiny_folder)
+    shapes = {name: value.shape for name, value in whole.transformer.named_parameters()}
+    assert {name: value.shape for name, value in found.transformer.named_parameters()} == shapes
+    assert all(value.is_meta for value in found.transformer.parameters())
+    assert found.tokenizer_2("a flat lay").input_ids == whole.tokenizer_2("a flat lay").input_ids
+    assert found.vae is None and found.defaults == whole.defaults
+    (tiny_copy / "model_index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no model_index.json"):
+        open_outline(tiny_copy)
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:

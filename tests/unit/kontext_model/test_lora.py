@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kontext_model import Edit, KontextEditor, lora_file
+from kontext_model.acceleration import OFFLOADS
 from kontext_model.canvas import Canvas
 from kontext_model.checkpoint import silence
 from kontext_model.lora import Adapters, Lora, open_lora
@@ -163,6 +164,21 @@ def test_edits_with_and_without_a_lora_go_together(editor: KontextEditor, photo:
     assert abs(alone - other).max() > 1
     with pytest.raises(ValueError, match="lora_scale"):
         Edit(PROMPT, lora=lora, lora_scale=float("nan"))
+
+
+def test_blocks_that_are_offloaded_carry_a_lora_that_comes_later(
+    tiny_folder: Path, editor: KontextEditor, photo: Image.Image, lora: Path
+) -> None:
+    opened = KontextEditor.open(tiny_folder)
+    OFFLOADS["group"]({"transformer": opened.checkpoint.transformer}, torch.device("cpu"))
+    block = opened.checkpoint.transformer.transformer_blocks[0]
+    before = block._diffusers_hook.get_hook("group_offloading")
+    edits = [Edit(PROMPT, steps=STEPS, lora=lora), Edit(PROMPT, steps=STEPS)]
+    assert [each.tobytes() for each in opened([photo] * 2, edits)] == [
+        each.tobytes() for each in editor([photo] * 2, edits)
+    ]
+    after = block._diffusers_hook.get_hook("group_offloading")
+    assert after is not None and after is not before, "with a stream, a hook knows only the weights it was made with"
 
 
 def test_what_training_exports_draws_what_training_saw(

@@ -21,6 +21,9 @@ from orchestrator.settings import FOREIGN, PREFIX, Settings, SettingsError, conf
         ("KONTEXT_BROKER_URL", "amqp://host"),
         ("KONTEXT_CACHE_URL", "localhost:6379"),
         ("KONTEXT_DTYPE", "float8"),
+        ("KONTEXT_QUANTIZE", "int4"),
+        ("KONTEXT_COMPILE", "maybe"),
+        ("KONTEXT_STEP_CACHE", "teacache"),
         ("KONTEXT_THREADS", "0"),
         ("KONTEXT_THREADS", "many"),
         ("KONTEXT_UNIT_SIZE", "0"),
@@ -111,6 +114,8 @@ TEXTS = st.text(st.characters(exclude_categories=("C",)), min_size=1, max_size=2
     threads=st.none() | st.integers(1, 64),
     unit_size=st.integers(1, 1024),
     heartbeat_s=st.floats(0.01, 4),
+    compile=st.booleans(),
+    offload=st.sampled_from(["none", "model", "group"]),
     window_bytes=st.integers(1 << 20, 1 << 40),
     allowed_hosts=st.lists(st.from_regex(r"[a-z0-9.]{1,10}", fullmatch=True)).map(tuple),
 )
@@ -118,6 +123,21 @@ def test_a_child_process_gets_the_very_same_settings(**values: object) -> None:
     settings = Settings(**values)  # type: ignore[arg-type]
     again = read_settings({"PATH": "/bin", **settings.environment()})
     assert again == settings
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "part"),
+    [
+        ("KONTEXT_QUANTIZE", "int8", "int8"),
+        ("KONTEXT_ATTENTION", "sage", "sage"),
+        ("KONTEXT_STEP_CACHE", "taylorseer", "taylorseer"),
+        ("KONTEXT_COMPILE", "1", ""),
+        ("KONTEXT_OFFLOAD", "group", ""),
+    ],
+)
+def test_numerics_hold_what_trades_exactness_for_speed(variable: str, value: str, part: str) -> None:
+    plain, chosen = read_settings({}).numerics, read_settings({variable: value}).numerics
+    assert plain == "float32/v1" and chosen == (f"float32/{part}/v1" if part else plain)
 
 
 def test_numerics_tell_what_changes_pixels() -> None:
