@@ -81,17 +81,20 @@ def samplers(
 
 
 @app.command()
-def train(config: _Config, threads: _Threads = None) -> None:
+def train(
+    config: _Config,
+    check: Annotated[bool, typer.Option("--check", help="Read every image and prompt, count, train nothing.")] = False,
+    encoders: Annotated[int, typer.Option(min=0, help="Processes that encode the images ahead.")] = 0,
+    threads: _Threads = None,
+) -> None:
     """Train a transformer or a LoRA as a TOML file says; called again after an interruption, go on."""
     import torch
 
-    from kontext_model.training.config import read_config
-    from kontext_model.training.grid import draw_grid
-    from kontext_model.training.trainer import Trainer
+    from kontext_model.training.command import train
 
     if threads:
         torch.set_num_threads(threads)
-    Trainer(read_config(config), report=_report).train(on_validation=draw_grid)
+    train(config, check, encoders)
 
 
 @app.command()

@@ -1,32 +1,27 @@
-"""`python -m kontext_model.training`: start, train and export checkpoints.
+"""`python -m kontext_model.training`: what is wanted beside `kontext-model train`.
 
-start FOLDER                      the wardrobe's starting checkpoint
-decoder RUN                       train its VAE's decoder; goes on where it was killed
-train CONFIG.toml                 train a transformer or a LoRA; likewise
-export START FOLDER [--transformer RUN] [--decoder RUN]
+export CONFIG.toml [FOLDER]       write what a run has reached, finished or not
+wardrobe FOLDER [--stage NAME]    make the shipped checkpoint from nothing, or one stage of it
 """
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
-from kontext_model.revision import CheckpointError
 from kontext_model.training.autoencoder import AutoencoderConfig, train_decoder
-from kontext_model.training.config import ConfigError, read_config
+from kontext_model.training.command import export
+from kontext_model.training.config import read_config
 from kontext_model.training.grid import draw_grid
 from kontext_model.training.prefill import prefill
-from kontext_model.training.shipping import (
-    TransformerConfig,
-    export_checkpoint,
-    export_lora,
-    install_decoder,
-    start_wardrobe,
-)  # fmt: skip
+from kontext_model.training.shipping import TransformerConfig, export_checkpoint, install_decoder, start_wardrobe
 from kontext_model.training.trainer import Trainer
-from kontext_model.training.triples import TripleError
+
+RECIPE = Path(__file__).with_name("wardrobe_small.toml")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,8 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     try:
         options.run(options)
-    except (CheckpointError, ConfigError, TripleError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:  # ConfigError, TripleError, CheckpointError, a path that is not there
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
@@ -46,54 +41,55 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m kontext_model.training")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's choice")
     commands = parser.add_subparsers(required=True)
-    start = commands.add_parser("start", help="write the wardrobe's starting checkpoint")
-    start.add_argument("folder", type=Path)
-    start.set_defaults(run=lambda o: start_wardrobe(o.folder, AutoencoderConfig(), TransformerConfig()))
-    decoder = commands.add_parser("decoder", help="train the wardrobe VAE's decoder")
-    decoder.add_argument("folder", type=Path)
-    decoder.add_argument("--steps", type=int, default=AutoencoderConfig.steps)
-    decoder.set_defaults(
-        run=lambda o: train_decoder(o.folder, replace(AutoencoderConfig(), steps=o.steps), report=_report)
-    )
-    train = commands.add_parser("train", help="train as a TOML file says")
-    train.add_argument("config", type=Path)
-    train.set_defaults(run=lambda o: Trainer(read_config(o.config), report=_report).train(on_validation=draw_grid))
-    export = commands.add_parser("export", help="write a checkpoint folder in half precision")
-    export.add_argument("start", type=Path)
-    export.add_argument("folder", type=Path)
-    export.add_argument("--transformer", type=Path)
-    export.add_argument("--decoder", type=Path)
-    export.set_defaults(run=lambda o: export_checkpoint(o.start, o.folder, o.transformer, o.decoder))
-    prefills = commands.add_parser("prefill", help="encode a configuration's triples ahead")
-    prefills.add_argument("config", type=Path)
-    prefills.add_argument("--workers", type=int, default=4)
-    prefills.set_defaults(run=lambda o: prefill(read_config(o.config), o.workers, _report))
-    lora = commands.add_parser("export-lora", help="write a LoRA run as a diffusers file")
-    lora.add_argument("config", type=Path)
-    lora.add_argument("folder", type=Path)
-    lora.set_defaults(run=lambda o: export_lora(read_config(o.config), o.folder))
-    wardrobe = commands.add_parser("wardrobe", help="reproduce the shipped checkpoint")
+    exports = commands.add_parser("export", help="write what a run has reached: a LoRA's file, or a checkpoint folder")
+    exports.add_argument("config", type=Path)
+    exports.add_argument("folder", type=Path, nargs="?")
+    exports.set_defaults(run=lambda o: _report(f"made {export(read_config(o.config), o.folder)}"))
+    wardrobe = commands.add_parser("wardrobe", help="make the shipped checkpoint from nothing")
     wardrobe.add_argument("folder", type=Path)
     wardrobe.add_argument("--device", default="cpu")
-    wardrobe.add_argument("--workers", type=int, default=0, help="processes that encode ahead")
-    wardrobe.set_defaults(run=lambda o: _make_wardrobe(o.folder, o.device, o.workers))
+    wardrobe.add_argument("--encoders", type=int, default=0, help="processes that encode the images ahead")
+    wardrobe.add_argument("--stage", choices=STAGES, help="this one alone")
+    wardrobe.set_defaults(run=_make_wardrobe)
     return parser.parse_args(arguments)
 
 
-def _make_wardrobe(folder: Path, device: str, workers: int) -> None:
+def _make_wardrobe(options: argparse.Namespace) -> None:
     """Every stage goes on where it was killed; nothing is done twice."""
-    start, decoder, made = folder / "start", folder / "decoder", folder / "wardrobe-small"
-    recipe = read_config(Path(__file__).with_name("wardrobe_small.toml"))
-    config = replace(recipe, checkpoint=str(start), out=str(folder / "transformer"), device=device)
-    if not start.exists():
-        start_wardrobe(start, AutoencoderConfig(), TransformerConfig())
-    train_decoder(decoder, AutoencoderConfig(), report=_report)
-    install_decoder(start, decoder)
-    if workers:
-        prefill(config, workers, _report)
+    for name, stage in STAGES.items():
+        if options.stage in (None, name):
+            stage(options)
+
+
+def _start(options: argparse.Namespace) -> None:
+    if not (options.folder / "start").exists():
+        start_wardrobe(options.folder / "start", AutoencoderConfig(), TransformerConfig())
+
+
+def _train_decoder(options: argparse.Namespace) -> None:
+    train_decoder(options.folder / "decoder", AutoencoderConfig(), report=_report)
+    install_decoder(options.folder / "start", options.folder / "decoder")
+
+
+def _train_transformer(options: argparse.Namespace) -> None:
+    folder = options.folder
+    config = replace(
+        read_config(RECIPE), checkpoint=str(folder / "start"), out=str(folder / "transformer"), device=options.device
+    )
+    if options.encoders:
+        prefill(config, options.encoders, _report)
     Trainer(config, report=_report).train(on_validation=draw_grid)
-    export_checkpoint(start, made, folder / "transformer", decoder)
+
+
+def _export(options: argparse.Namespace) -> None:
+    folder = options.folder
+    made = export_checkpoint(folder / "start", folder / "wardrobe-small", folder / "transformer", folder / "decoder")
     _report(f"made {made}")
+
+
+STAGES: Mapping[str, Callable[[argparse.Namespace], None]] = MappingProxyType(
+    {"start": _start, "decoder": _train_decoder, "transformer": _train_transformer, "export": _export}
+)
 
 
 def _report(line: str) -> None:

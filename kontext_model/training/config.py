@@ -4,12 +4,17 @@ Owns names, types and defaults. An unknown key or a value of the wrong type is a
 """
 
 import tomllib
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from math import inf
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from kontext_model.image import FITS
 from kontext_model.training.objective import ObjectiveConfig
+from kontext_model.training.schedule import SCHEDULES
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 class ConfigError(ValueError):
@@ -18,17 +23,27 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`source` is `wardrobe` or a path (CSV, JSONL, folder). `count` and `first_seed` are the wardrobe's."""
+    """`source` is `wardrobe` or a path (CSV, JSONL, folder). `count` and `first_seed` are the wardrobe's.
+
+    `fit` is how images whose aspect is not their canvas's get its size: `pad`, `crop` or `stretch`.
+    """
 
     source: str = "wardrobe"
     count: int = 8192
     first_seed: int = 1_000_000
     fit: str = "pad"
 
+    def __post_init__(self) -> None:
+        _check("count", self.count, self.count >= 1, "at least 1")
+        _check("fit", self.fit, self.fit in FITS, f"one of {', '.join(FITS)}")
+
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the run at one canvas area. `schedule` is `cosine` or `constant`, `batch` that of one pass."""
+    """A stretch of the run at one canvas area. `schedule` is `cosine` or `constant`, `batch` that of one pass.
+
+    Several processes share each pass: `batch` must be a multiple of their number.
+    """
 
     area_px: int
     steps: int
@@ -36,6 +51,14 @@ class Phase:
     rate: float
     schedule: str = "cosine"
     warmup: int = 100
+
+    def __post_init__(self) -> None:
+        _check("area_px", self.area_px, 256 <= self.area_px <= 4096**2, "from 256 (16×16) to 16777216 (4096×4096)")
+        for name in ("steps", "batch"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        _check("rate", self.rate, 0 < self.rate < inf, "above 0")
+        _check("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        _check("warmup", self.warmup, self.warmup >= 0, "at least 0")
 
 
 @dataclass(frozen=True)
@@ -46,23 +69,39 @@ class LoraConfig:
     alpha: float = 16.0
     targets: tuple[str, ...] = ("attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0")
 
+    def __post_init__(self) -> None:
+        _check("rank", self.rank, self.rank >= 1, "at least 1")
+        _check("alpha", self.alpha, 0 < self.alpha < inf, "above 0")
+        _check("targets", list(self.targets), bool(self.targets), "at least one module name")
+
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """A fixed set, edited every `every` steps (0: never) and laid out as a grid; seeds or rows apart from training."""
+    """A fixed set, edited every `every` steps (0: never) and laid out as a grid.
+
+    `source` as in DataConfig; unset, the wardrobe from `first_seed` on where training draws it, else the first triples
+    of the training set.
+    """
 
     every: int = 500
     count: int = 6
     steps: int = 8
-    source: str = "wardrobe"
+    source: str | None = None
     first_seed: int = 9_000_000
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("count", 1), ("steps", 1)):
+            _check(name, getattr(self, name), getattr(self, name) >= least, f"at least {least}")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Everything a run depends on. `checkpoint` is the folder that training starts from, `out` where the run lives.
 
-    `guidance` is one value, or low and high between which each sample draws. `device`, `dtype` as in KontextEditor.
+    `guidance` is one value, or low and high between which each sample draws. `device` as in KontextEditor; several
+    processes each take a GPU of their own. With `precision` bfloat16 the passes run in it, the trained weights stay
+    float32, and what a LoRA leaves alone is loaded in it. `gradient_checkpointing` trades a third of the speed for
+    most of the activations' memory.
     """
 
     checkpoint: str
@@ -81,16 +120,23 @@ class TrainingConfig:
     guidance: tuple[float, ...] = (2.5,)
     prompt_dropout: float = 0.05
     precision: str = "float32"
+    gradient_checkpointing: bool = False
     device: str = "cpu"
     save_every_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if not self.phases:
-            raise ValueError("phases must hold at least one phase")
-        if len(self.guidance) not in (1, 2):
-            raise ValueError(f"guidance must be one value or two, not {len(self.guidance)}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision must be float32 or bfloat16, not {self.precision!r}")
+        _check("phases", list(self.phases), bool(self.phases), "at least one phase")
+        _check("accumulation", self.accumulation, self.accumulation >= 1, "at least 1")
+        _check("clip", self.clip, self.clip > 0, "above 0")
+        _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < inf, "at least 0")
+        two = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _check("betas", list(self.betas), two, "two values from 0, below 1")
+        _check("decay", self.decay, 0 <= self.decay < 1, "from 0, below 1")
+        rising = len(self.guidance) in (1, 2) and 0 <= self.guidance[0] <= self.guidance[-1] < inf
+        _check("guidance", list(self.guidance), rising, "one value from 0, or two that rise")
+        _check("prompt_dropout", self.prompt_dropout, 0 <= self.prompt_dropout <= 1, "from 0 to 1")
+        _check("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        _check("save_every_s", self.save_every_s, self.save_every_s >= 0, "at least 0")
 
     @property
     def steps(self) -> int:
@@ -122,21 +168,28 @@ def read_config(path: Path) -> TrainingConfig:
 def _build(kind: Any, table: Any, where: str) -> Any:
     if not isinstance(table, dict):
         raise ValueError(f"{where or 'the file'} must be a table, not {table!r}")
+    dot = f"{where}." if where else ""
     hints = get_type_hints(kind)
     unknown = sorted(table.keys() - hints.keys())
     if unknown:
         raise ValueError(
-            f"unknown key {where + unknown[0]!r}; known: {', '.join(where + each.name for each in fields(kind))}"
+            f"unknown key {dot + unknown[0]!r}; known: {', '.join(dot + each.name for each in fields(kind))}"
         )
-    values = {name: _convert(hints[name], value, f"{where}{name}") for name, value in table.items()}
-    return kind(**values)
+    for each in fields(kind):
+        if each.name not in table and each.default is MISSING and each.default_factory is MISSING:
+            raise ValueError(f"the key {dot + each.name!r} is missing")
+    values = {name: _convert(hints[name], value, f"{dot}{name}") for name, value in table.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{dot}{error}") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, UnionType):
         hint = next(each for each in get_args(hint) if each is not type(None))
     if is_dataclass(hint):
-        return _build(hint, value, f"{where}.")
+        return _build(hint, value, where)
     if get_origin(hint) is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where} must be a list, not {value!r}")
@@ -146,3 +199,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if type(value) is not hint:
         raise ValueError(f"{where} must be of type {hint.__name__}, not {value!r}")
     return value
+
+
+def _check(name: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {expected}, not {value!r}")

@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kontext_model import image, latents, sampling, text
-from kontext_model.training.config import DataConfig, TrainingConfig
-from kontext_model.training.triples import TripleSource, open_source
+from kontext_model import image, latents, sampling
 
 if TYPE_CHECKING:
     from kontext_model.training.trainer import Trainer
@@ -20,12 +18,12 @@ GAP_PX = 6
 def draw_grid(trainer: "Trainer") -> Path:
     """Edit the validation set on the current phase's canvas area; gives the PNG, named by the step."""
     config = trainer.config
-    source = open_validation(config)
+    source = trainer.validation
     phase, _ = config.phase_at(max(0, trainer.step - 1))
     rows: list[tuple[Image.Image, ...]] = []
     errors: list[float] = []
     with trainer.average.applied(trainer.model), torch.inference_mode():
-        for index in range(min(config.validation.count, len(source))):
+        for index in range(len(source)):
             canvas = source.canvas(index, phase.area_px)
             condition, target = (image.fit(each, canvas, config.data.fit) for each in source.images(index, canvas))
             result = _edit(trainer, source.prompts(index)[0], condition, canvas, index)
@@ -38,20 +36,14 @@ def draw_grid(trainer: "Trainer") -> Path:
     return path
 
 
-def open_validation(config: TrainingConfig) -> TripleSource:
-    """The validation set: drawn from other seeds, or rows of its own."""
-    validation = config.validation
-    return open_source(DataConfig(validation.source, validation.count, validation.first_seed))
-
-
 def _edit(trainer: "Trainer", prompt: str, condition: Image.Image, canvas: Any, seed: int) -> Image.Image:
-    checkpoint = trainer.checkpoint
-    packed = latents.pack(image.encode(checkpoint.vae, condition)).to(checkpoint.device)
-    noise = latents.pack(latents.draw_noise(seed, canvas)).to(checkpoint.device)
-    embeds: text.TextEmbeds = trainer.batches.embed(prompt)
+    device, dtype = trainer.device, trainer.checkpoint.dtype
+    packed = latents.pack(image.encode(trainer.vae, condition)).to(device, dtype)
+    noise = latents.pack(latents.draw_noise(seed, canvas)).to(device, dtype)
+    embeds = trainer.batches.embeds.read(prompt).to(device, dtype)
     tokens = sampling.denoise(
         trainer.model,
-        checkpoint.scheduler.config,
+        trainer.checkpoint.scheduler.config,
         noise,
         packed,
         embeds,
@@ -59,7 +51,7 @@ def _edit(trainer: "Trainer", prompt: str, condition: Image.Image, canvas: Any, 
         trainer.config.validation.steps,
         [sum(trainer.config.guidance) / len(trainer.config.guidance)],
     )
-    return image.decode(checkpoint.vae, latents.unpack(tokens, canvas))
+    return image.decode(trainer.vae, latents.unpack(tokens, canvas))
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:

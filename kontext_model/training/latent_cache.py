@@ -7,6 +7,8 @@ whole or not at all, so that a killed run leaves nothing half-written.
 import hashlib
 import json
 import os
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from torch import Tensor
 from kontext_model import image
 from kontext_model.canvas import Canvas
 from kontext_model.training.triples import TripleSource
+
+SAFETENSORS_ERRORS = (OSError, safetensors.SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -37,23 +41,33 @@ class LatentCache:
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def read(self, source: TripleSource, index: int, canvas: Canvas) -> tuple[Tensor, Tensor]:
-        """Normalised latents of condition and target, float16 (16, H/8, W/8) each."""
+        """Normalised latents of condition and target, float16 (16, H/8, W/8) each. Raises TripleError."""
         path = self.path(source, index, canvas)
         try:
             pair = load_file(path)
-        except (OSError, safetensors.SafetensorError):
+        except SAFETENSORS_ERRORS:
             with torch.inference_mode():
                 pair = self._encode(source, index, canvas)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}")
-            save_file(pair, partial)
-            partial.replace(path)
+            save_whole(pair, path)
         return pair["condition"], pair["target"]
 
     def _encode(self, source: TripleSource, index: int, canvas: Canvas) -> dict[str, Tensor]:
         condition, target = source.images(index, canvas)
         encoded = [image.encode(self.vae, image.fit(each, canvas, self.fit))[0] for each in (condition, target)]
         return {"condition": encoded[0].half().cpu().contiguous(), "target": encoded[1].half().cpu().contiguous()}
+
+
+def save_whole(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that a reader, or a process killed meanwhile, never sees half of."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
+    os.close(handle)
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
 
 
 def encoder_digest(vae: Any) -> str:

@@ -55,7 +55,7 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         for name, value, table in (("density", self.density, DENSITIES), ("weight", self.weight, WEIGHTS)):
             if value not in table:
-                raise ValueError(f"objective {name} must be one of {', '.join(table)}, not {value!r}")
+                raise ValueError(f"{name} must be one of {', '.join(table)}, not {value!r}")
 
 
 def draw_sigmas(config: ObjectiveConfig, count: int, generator: torch.Generator) -> Tensor:

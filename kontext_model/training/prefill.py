@@ -16,16 +16,26 @@ from kontext_model.training.latent_cache import LatentCache, encoder_digest
 from kontext_model.training.triples import open_source
 
 
-def prefill(config: TrainingConfig, workers: int, report: Callable[[str], None] = print) -> int:
-    """Encode every triple at every phase's area; gives how many files the cache then has for them."""
-    count = len(open_source(config.data))
+def prefill(
+    config: TrainingConfig,
+    workers: int,
+    report: Callable[[str], None] = print,
+    number: int = 0,
+    processes: int = 1,
+) -> int:
+    """Encode the triples at every phase's area; gives how many files the cache then has for them.
+
+    Process `number` of the `processes` that share a run encodes its own share of them, with `workers` of its own.
+    """
     areas = sorted({phase.area_px for phase in config.phases})
+    shares = range(number * workers, (number + 1) * workers)
     total = 0
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for area_px in areas:
-            shares = [pool.submit(_fill_share, config, area_px, number, workers) for number in range(workers)]
-            total += sum(share.result() for share in shares)
-            report(f"latents of {count} triples at {area_px} px are cached")
+            filling = [pool.submit(_fill_share, config, area_px, share, workers * processes) for share in shares]
+            count = sum(each.result() for each in filling)
+            report(f"latents of {count:,} triples at {area_px} px are cached")
+            total += count
     return total
 
 

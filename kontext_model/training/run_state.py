@@ -65,28 +65,47 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed((seed * 1_000_003 + step) % (2**63))
 
 
-def save_state(folder: Path, step: int, model: Any, average: Average, optimizer: Any) -> None:
-    """Write the state after `step` finished steps; the previous one stays whole until the new one is."""
+def save_state(folder: Path, step: int, model: Any, average: Average, optimizer: Any, base: str = "") -> None:
+    """Write the state after `step` finished steps; the previous one stays whole until the new one is.
+
+    `base` names what the trained weights are useless without: the revision under a LoRA.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         "step": step,
         "model": {name: value.detach() for name, value in trained_weights(model).items()},
         "average": average.shadow,
         "optimizer": optimizer.state_dict(),
+        "base": base,
     }
     partial = folder / f".{STATE_NAME}.{os.getpid()}"
-    torch.save(state, partial)
-    partial.replace(folder / STATE_NAME)
+    try:
+        torch.save(state, partial)
+        partial.replace(folder / STATE_NAME)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
-def load_state(folder: Path, model: Any, average: Average, optimizer: Any) -> int:
-    """Restore a run; gives the number of finished steps, 0 when the folder holds no state."""
+def load_state(folder: Path, model: Any, average: Average, optimizer: Any, base: str = "") -> int:
+    """Restore a run; gives the number of finished steps, 0 when the folder holds no state.
+
+    Raises ValueError when the state is another model's, or stands on another base.
+    """
     path = folder / STATE_NAME
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
+    if state.get("base", base) != base:
+        raise ValueError(
+            f"{path} was trained on checkpoint revision {state['base'][:12] or 'unknown'}, not on {base[:12]}; "
+            "go on with that checkpoint, or name another `out`"
+        )
     copy_weights(model, state["model"])
-    average.shadow = {name: value.float() for name, value in state["average"].items()}
+    if state["average"].keys() != average.shadow.keys():
+        raise ValueError(f"{path} holds other weights than this run trains; name another `out`")
+    for name, value in average.shadow.items():
+        value.copy_(state["average"][name])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 

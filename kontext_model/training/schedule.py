@@ -2,6 +2,8 @@
 
 from math import cos, pi
 
+SCHEDULES = ("cosine", "constant")
+
 
 def learning_rate(kind: str, peak: float, step: int, steps: int, warmup: int) -> float:
     """The rate of a step (from 0): linear warm-up, then `constant`, or `cosine` down to a fiftieth of the peak.

@@ -4,6 +4,7 @@ Owns which weights go into a shipped folder: the starting checkpoint's parts, th
 precision on disk.
 """
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import cos, sin
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FluxKontextPipeline, FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel
+from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
 from peft import LoraConfig as LoraAdapter
 
 from kontext_model.checkpoint import Checkpoint, open_checkpoint
@@ -134,16 +136,21 @@ def export_checkpoint(
 def export_lora(config: TrainingConfig, folder: Path) -> Path:
     """Write a LoRA run's averaged adapter as diffusers' `pytorch_lora_weights.safetensors`; gives the folder.
 
-    Raises ValueError when the configuration trains no LoRA, FileNotFoundError when the run has no state.
+    A file of that name is replaced by the whole new one. Raises ValueError when the configuration trains no LoRA,
+    FileNotFoundError when the run has no state.
     """
     if config.lora is None:
         raise ValueError("the configuration has no [lora] table: export the run as a checkpoint")
     weights, _ = read_average(Path(config.out))
     layers = {name.replace(".default.", "."): value.half() for name, value in weights.items()}
     adapter = LoraAdapter(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=list(config.lora.targets))
-    FluxKontextPipeline.save_lora_weights(
-        str(folder), transformer_lora_layers=layers, transformer_lora_adapter_metadata=adapter.to_dict()
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
+        FluxLoraLoaderMixin.save_lora_weights(
+            temporary, transformer_lora_layers=layers, transformer_lora_adapter_metadata=adapter.to_dict()
+        )
+        for made in Path(temporary).iterdir():
+            made.replace(folder / made.name)
     return folder
 
 

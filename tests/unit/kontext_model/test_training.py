@@ -15,6 +15,7 @@ from kontext_model import KontextEditor, training
 from kontext_model.canvas import Canvas
 from kontext_model.checkpoint_maker import make_checkpoint
 from kontext_model.training.autoencoder import AutoencoderConfig, make_autoencoder, train_decoder
+from kontext_model.training.batches import sort_into_buckets
 from kontext_model.training.config import (
     ConfigError,
     DataConfig,
@@ -137,13 +138,64 @@ def test_bad_rows_are_named_by_file_line_and_column(tmp_path: Path) -> None:
         read_rows(jsonl)
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"triples.csv": b"image,prompt\n1,2\n"},
+            r"triples.csv, line 1: no column condition, target; found image, prompt",
+        ),
+        ({"triples.csv": b"condition,prompt,target\n\xff,a,b\n"}, r"triples.csv is not UTF-8"),
+        ({"triples.jsonl": b'{"prompt": "\xff"}'}, r"triples.jsonl is not UTF-8"),
+        ({}, r"triples.csv cannot be read: No such file"),
+        ({"condition/a.png": b"", "prompt.txt": b"x"}, r"condition/a.png: no image of that name in .*target"),
+        ({"target/a.png": b"", "prompt.txt": b"x"}, r"target/a.png: no image of that name in .*condition"),
+        ({"condition/a.png": b"", "target/a.jpg": b""}, r"condition/a.png: neither .*prompt/a.txt nor .*prompt.txt"),
+        ({"condition/a.png": b"", "target/a.jpg": b"", "prompt.txt": b" "}, r"its prompt .*prompt.txt is empty"),
+        ({"condition/a.png": b"", "condition/a.jpg": b""}, r"a.png: a.jpg has the same name; keep one of them"),
+        ({"condition/x.txt": b""}, r"holds no triples"),
+    ],
+)
+def test_what_is_wrong_with_files_is_told_with_their_names(
+    tmp_path: Path, files: dict[str, bytes], message: str
+) -> None:
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    table = next((name for name in files if name.startswith("triples")), "triples.csv" if not files else "")
+    with pytest.raises(TripleError, match=message):
+        read_rows(tmp_path / table)
+
+
+def test_rows_stand_in_buckets_by_their_upright_aspect_and_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+    lying = Image.Exif()
+    lying[274] = 8
+    lines = []
+    for number, (size, exif) in enumerate([((64, 64), None), ((96, 64), None), ((96, 64), lying), ((64, 96), None)]):
+        Image.new("RGB", size).save(tmp_path / f"{number}.jpg", exif=exif or Image.Exif())
+        lines.append(
+            json.dumps({"condition": "0.jpg", "prompt": "a\u2028b", "target": f"{number}.jpg"}, ensure_ascii=False)
+        )
+    path = tmp_path / "triples.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    buckets = sort_into_buckets(read_rows(path), 4096)
+    assert {str(canvas): members for canvas, members in buckets.items()} == {
+        "64x64": [0],
+        "80x48": [1],
+        "48x80": [2, 3],
+    }
+    (tmp_path / "0.jpg").write_bytes(b"no image")
+    with pytest.raises(TripleError, match=r"line 1: condition .*0.jpg is no image that can be opened"):
+        sort_into_buckets(read_rows(path), 4096)
+
+
 def test_a_broken_image_names_its_row_and_leaves_no_cache_file(tmp_path: Path) -> None:
     source = read_rows(_write_triples(tmp_path))
     whole = (tmp_path / "t1.png").read_bytes()
     (tmp_path / "t1.png").write_bytes(whole[: len(whole) // 2])
     vae = make_autoencoder(AutoencoderConfig(fit_samples=1)).eval()
     cache = LatentCache(tmp_path / "latents", vae, encoder_digest(vae))
-    with pytest.raises(TripleError, match="line 2: image cannot be read"):
+    with pytest.raises(TripleError, match=r"line 2: target .*t1.png cannot be read"):
         cache.read(source, 1, Canvas(64, 64))
     assert not list((tmp_path / "latents").rglob("*.*"))
 
@@ -285,9 +337,18 @@ PHASE = "[[phases]]\narea_px = 4096\nsteps = 2\nbatch = 1\nrate = 1\n"
     [
         ("chekpoint = 'x'", "unknown key 'chekpoint'"),
         (HEAD + "phases = []", "at least one phase"),
+        ("checkpoint = 'a'\n" + PHASE, "the key 'out' is missing"),
+        (HEAD + PHASE + PHASE.replace("batch = 1", "batch = 0"), r"phases\[1\].batch must be at least 1, not 0"),
+        (HEAD + PHASE.replace("rate = 1", "rate = 1\nschedule = 'linear'"), r"phases\[0\].schedule must be one"),
+        (HEAD + PHASE.replace("rate = 1\n", ""), r"the key 'phases\[0\].rate' is missing"),
+        (HEAD + "[lora]\nrank = 0\n" + PHASE, r"lora.rank must be at least 1, not 0"),
+        (HEAD + "[data]\nfit = 'squeeze'\n" + PHASE, r"data.fit must be one of pad, crop, stretch, not 'squeeze'"),
+        (HEAD + "guidance = [4.0, 1.0]\n" + PHASE, r"guidance must be one value from 0, or two that rise"),
+        (HEAD + "prompt_dropout = 1.5\n" + PHASE, r"prompt_dropout must be from 0 to 1"),
+        (HEAD + "precision = 'fp16'\n" + PHASE, r"precision must be one of float32, bfloat16, not 'fp16'"),
         (HEAD + "seed = '1'\n" + PHASE, "seed must be of type int"),
         (HEAD + PHASE.replace("steps = 2", "steps = true"), "steps must be of type int"),
-        (HEAD + "[objective]\ndensity = 'x'\n" + PHASE, "density"),
+        (HEAD + "[objective]\ndensity = 'x'\n" + PHASE, r"objective.density must be one of uniform"),
         ("x = [", "train.toml"),
     ],
 )  # fmt: skip

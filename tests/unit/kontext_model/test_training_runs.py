@@ -1,0 +1,315 @@
+"""Training on one's own triples, from the command on: checks first, precision, several processes, what a run leaves."""
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from kontext_model import Edit, KontextEditor, checkpoint
+from kontext_model.cli import app
+from kontext_model.text import CutPromptWarning
+from kontext_model.training import trainer as trainers
+from kontext_model.training.command import train
+from kontext_model.training.config import (
+    ConfigError,
+    DataConfig,
+    LoraConfig,
+    Phase,
+    TrainingConfig,
+    ValidationConfig,
+    read_config,
+)  # fmt: skip
+from kontext_model.training.progress import Pace, open_progress
+from kontext_model.training.run_state import STATE_NAME, read_average
+from kontext_model.training.survey import describe, survey
+from kontext_model.training.trainer import DivergedError, Trainer
+from kontext_model.training.triples import TripleError
+from kontext_model.wardrobe import draw
+
+PROMPTS = (
+    "flat lay",
+    "flat lay on grey",
+    "flat lay of the whole set of clothes, as a shop would lay it on a white table",
+)
+
+
+@pytest.fixture
+def triples(tmp_path: Path) -> Path:
+    """Six rows as people have them: two shapes, one photo turned by its camera."""
+    lines = ["condition,prompt,target,note"]
+    for number in range(6):
+        sample = draw(number, (64, 96) if number % 3 else (64, 64))
+        sample.photo.save(tmp_path / f"photo-{number}.jpg")
+        target, exif = sample.target, Image.Exif()
+        if number == 1:
+            exif[274] = 6  # stored lying, to be turned upright
+            target = target.transpose(Image.Transpose.ROTATE_90)
+        target.save(tmp_path / f"flat-{number}.jpg", exif=exif)
+        lines.append(f'photo-{number}.jpg,"{PROMPTS[number % 3]}",flat-{number}.jpg,as bought')
+    path = tmp_path / "triples.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _write_config(folder: Path, start: Path, triples: Path, more: str = "", out: str = "run") -> Path:
+    path = folder / f"{out}.toml"
+    path.write_text(
+        f'checkpoint = "{start}"\nout = "{folder / out}"\nguidance = [1.0, 4.0]\nsave_every_s = 0.0\n{more}\n'
+        f'[data]\nsource = "{triples}"\n[validation]\nevery = 2\ncount = 2\nsteps = 1\n'
+        "[lora]\nrank = 2\nalpha = 2\n"
+        "[[phases]]\narea_px = 4096\nsteps = 4\nbatch = 2\nrate = 1e-2\nwarmup = 0\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def _quiet(config: TrainingConfig) -> Trainer:
+    return Trainer(config, report=lambda line: None)
+
+
+def _config(folder: Path, start: Path, **changes: object) -> TrainingConfig:
+    config = TrainingConfig(
+        checkpoint=str(start),
+        out=str(folder),
+        phases=(Phase(64 * 64, 4, 2, 1e-3, warmup=0),),
+        data=DataConfig(count=3),
+        validation=ValidationConfig(every=0, count=1),
+        save_every_s=0.0,
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def test_a_check_reads_everything_counts_and_leaves_nothing(tmp_path: Path, tiny_folder: Path, triples: Path) -> None:
+    done = CliRunner().invoke(app, ["train", "--check", str(_write_config(tmp_path, tiny_folder, triples))])
+    assert done.exit_code == 0, done.output
+    assert "6 triples, 2 for validation" in done.output
+    assert "at 4096 px  48x80: 4, 64x64: 2" in done.output, "the turned photo counts as it stands"
+    assert "3 prompts, 1 longer than the 16 tokens that T5 reads" in done.output
+    assert "loses 'as a shop would lay it on a white table'" in done.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_check_finds_the_broken_image(tmp_path: Path, tiny_folder: Path, triples: Path) -> None:
+    whole = (tmp_path / "flat-4.jpg").read_bytes()
+    (tmp_path / "flat-4.jpg").write_bytes(whole[: len(whole) // 2])
+    config = _write_config(tmp_path, tiny_folder, triples)
+    done = CliRunner().invoke(app, ["train", "--check", str(config)])
+    assert done.exit_code == 2 and f"{triples}, line 6: target" in done.stderr and "flat-4.jpg" in done.stderr
+
+
+def test_a_target_that_is_no_layer_is_told_with_file_and_key(tmp_path: Path, tiny_folder: Path, triples: Path) -> None:
+    path = _write_config(tmp_path, tiny_folder, triples)
+    path.write_text(path.read_text().replace("alpha = 2", 'alpha = 2\ntargets = ["to_q", "attn.to_x"]'))
+    with pytest.raises(
+        ConfigError,
+        match=rf"{path.name}: lora.targets\[1\] 'attn.to_x' is no linear layer .* attn.to_out.0, attn.to_q, ",
+    ):
+        train(path, console=Console(quiet=True))
+
+
+def test_the_survey_counts_what_is_trained(tmp_path: Path, tiny_folder: Path) -> None:
+    for lora in (None, LoraConfig(rank=3, targets=("attn.to_q", "proj_out"))):
+        config = _config(tmp_path, tiny_folder, lora=lora)
+        assert survey(config).trained == sum(value.numel() for value in _quiet(config).weights.values())
+
+
+def test_a_lora_is_trained_on_rows_and_used(tmp_path: Path, tiny_folder: Path, triples: Path) -> None:
+    path = _write_config(tmp_path, tiny_folder, triples)
+    console = Console(file=io.StringIO(), width=200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CutPromptWarning)  # told once, by the survey
+        train(path, console=console)
+    run = tmp_path / "run"
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "step 4/4  loss " in told and f"made {run / 'lora'}" in told
+    assert sorted(each.name for each in (run / "grids").iterdir()) == ["step-000002.png", "step-000004.png"]
+    with Image.open(run / "grids" / "step-000004.png") as sheet:
+        assert sheet.width > 2 * 3 * 48, "photo, result and target of two rows"
+    assert [each.name for each in (run / "lora").iterdir()] == ["pytorch_lora_weights.safetensors"]
+    weights, state = run / "lora" / "pytorch_lora_weights.safetensors", (run / STATE_NAME).read_bytes()
+    train(path, console=console)  # finished: again changes nothing
+    assert (run / STATE_NAME).read_bytes() == state
+    editor = KontextEditor.open(tiny_folder)
+    photo = draw(1, 64).photo
+    edits = [Edit("flat lay", steps=2), Edit("flat lay", steps=2, lora=weights, lora_scale=5.0)]
+    plain, changed = editor([photo] * 2, edits)
+    assert np.asarray(plain).tobytes() != np.asarray(changed).tobytes()
+
+
+def test_full_training_leaves_a_checkpoint(tmp_path: Path, tiny_folder: Path, triples: Path) -> None:
+    path = _write_config(tmp_path, tiny_folder, triples, more='precision = "bfloat16"')
+    path.write_text(path.read_text().replace("[lora]\nrank = 2\nalpha = 2\n", ""))
+    for _ in range(2):
+        train(path, console=Console(quiet=True))
+    made = KontextEditor.open(tmp_path / "run" / "checkpoint-4")
+    weights, steps = read_average(tmp_path / "run")
+    assert steps == 4 and all(value.dtype == torch.float32 for value in weights.values())
+    name = "x_embedder.weight"
+    assert torch.equal(dict(made.checkpoint.transformer.named_parameters())[name], weights[name].half().float())
+
+
+def test_prompts_are_encoded_once_and_kept(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config(tmp_path / "run", tiny_folder)
+    first = _quiet(config)
+    prompt = first.batches.source.prompts(0)[0]
+    fresh = KontextEditor.open(tiny_folder).encode_text([prompt])
+    assert torch.equal(first.batches.embeds.read(prompt).sequence, fresh.sequence)
+    assert torch.equal(first.batches.embeds.read("").pooled, KontextEditor.open(tiny_folder).encode_text([""]).pooled)
+    opened: list[str] = []
+    open_part = checkpoint._open_part
+    monkeypatch.setattr(checkpoint, "_open_part", lambda *given: opened.append(given[1]) or open_part(*given))
+    _quiet(config).train()
+    assert opened and not any(part.startswith(("text_encoder", "tokenizer")) for part in opened)
+    damaged = first.batches.embeds.path(prompt)
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(FileNotFoundError, match=r"delete the file"):
+        first.batches.embeds.read(prompt)
+
+
+def test_a_lora_in_bfloat16_stands_on_a_frozen_bfloat16_model(tmp_path: Path, tiny_folder: Path) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        config = _config(tmp_path / precision, tiny_folder, lora=LoraConfig(rank=2), precision=precision)
+        trainer = _quiet(config)
+        losses[precision] = trainer._take_step()
+    trained = {value.dtype for value in trainer.weights.values()}
+    frozen = {value.dtype for value in trainer.model.parameters() if not value.requires_grad}
+    assert trained == {torch.float32} and frozen == {torch.bfloat16}
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+def test_gradient_checkpointing_trains_the_same_weights(tmp_path: Path, tiny_folder: Path) -> None:
+    trainers = [_quiet(_config(tmp_path / str(on), tiny_folder, gradient_checkpointing=on)) for on in (False, True)]
+    for each in trainers:
+        each.train(until=2)
+    plain, spared = (each.weights["x_embedder.weight"] for each in trainers)
+    assert torch.allclose(plain, spared, atol=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_state_is_spoilt(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = _quiet(_config(tmp_path, tiny_folder))
+    trainer.train(until=2)
+    state = (tmp_path / STATE_NAME).read_bytes()
+    monkeypatch.setattr(trainers, "flow_loss", lambda prediction, *_: (prediction * float("nan")).mean())
+    with pytest.raises(DivergedError, match=r"the loss of step 3 is nan; the state in .* is from before"):
+        trainer.train()
+    assert (tmp_path / STATE_NAME).read_bytes() == state
+
+
+def test_an_image_that_breaks_meanwhile_is_named_and_the_run_goes_on_once_it_is_whole(
+    tmp_path: Path, tiny_folder: Path, triples: Path
+) -> None:
+    config = read_config(_write_config(tmp_path, tiny_folder, triples))
+    config = replace(config, validation=replace(config.validation, every=0), phases=(Phase(4096, 8, 2, 1e-3),))
+    trainer = _quiet(config)
+    whole = {path: path.read_bytes() for path in tmp_path.glob("flat-*.jpg")}
+    trainer.train(until=2)
+    for path, data in whole.items():
+        path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(TripleError, match=r"triples.csv, line \d: target .*flat-\d.jpg cannot be read"):
+        trainer.train()
+    for path, data in whole.items():
+        path.write_bytes(data)
+    names = [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not any(name.startswith(".") for name in names), "nothing half-written"
+    resumed = _quiet(config)
+    assert resumed.step == trainer.step >= 2
+    resumed.train()
+
+
+def test_a_lora_goes_on_with_its_own_checkpoint_only(tmp_path: Path, tiny_folder: Path, tiny_copy: Path) -> None:
+    config = _config(tmp_path / "run", tiny_folder, lora=LoraConfig(rank=2))
+    _quiet(config).train()
+    path = tiny_copy / "kontext.json"
+    path.write_text(path.read_text().replace("}", " }"))
+    with pytest.raises(ValueError, match=r"was trained on checkpoint revision .* name another `out`"):
+        _quiet(replace(config, checkpoint=str(tiny_copy)))
+    with pytest.raises(ValueError, match="does not fit the model; was its config changed"):
+        _quiet(replace(config, lora=LoraConfig(rank=3)))
+
+
+def test_a_bar_shows_loss_and_time_left_on_a_terminal_and_lines_elsewhere() -> None:
+    seen = {}
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=120, legacy_windows=False)
+        with open_progress(console) as (say, on_pace):
+            say("6 triples")
+            for step in range(1, 51):
+                on_pace(Pace(step, 200, 0.5, 2.0))
+        seen[terminal] = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "━" in seen[True] and "50/200" in seen[True] and "loss 0.5000  2.00 s/step  5.0 min left" in seen[True]
+    assert seen[False].splitlines() == [
+        "6 triples",
+        "step 25/200  loss 0.5000  2.00 s/step  5.8 min left",
+        "step 50/200  loss 0.5000  2.00 s/step  5.0 min left",
+    ]
+
+
+def test_processes_that_cannot_share_a_batch_evenly_are_refused(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainers.Accelerator, "num_processes", 4)
+    with pytest.raises(ConfigError, match=r"phases\[0\].batch is 2, which 4 processes cannot share evenly"):
+        _quiet(_config(tmp_path, tiny_folder))
+
+
+def _launch(config: Path, number: int, port: int) -> subprocess.Popen[str]:
+    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "kontext_model.cli", "train", "--threads", "1", "--encoders", "1", str(config)],
+        env=environment | {name: str(value) for name, value in place.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_two_processes_go_on_with_a_run_of_one_to_the_same_weights(
+    tmp_path: Path, tiny_folder: Path, triples: Path
+) -> None:
+    alone = read_config(_write_config(tmp_path, tiny_folder, triples, "accumulation = 2", out="alone"))
+    _quiet(alone).train()
+    path = _write_config(tmp_path, tiny_folder, triples, "accumulation = 2", out="shared")
+    _quiet(read_config(path)).train(until=1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [_launch(path, number, port) for number in range(2)]
+    first, second = (process.communicate(timeout=120)[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], first + second
+    assert "latents of 3 triples at 4096 px are cached" in first, "half of six"
+    assert "step 4/4" in first and f"made {tmp_path / 'shared' / 'lora'}" in first
+    assert not any(word in second for word in ("step", "latents", "made")), "one process speaks and writes"
+    (one, steps), (other, shared_steps) = (read_average(tmp_path / name) for name in ("alone", "shared"))
+    assert steps == shared_steps == 4
+    untrained = dict(_quiet(replace(alone, out=str(tmp_path / "untrained"))).weights)
+    for name, value in one.items():
+        assert torch.allclose(value, other[name], atol=1e-5), name
+    assert max((value - untrained[name]).abs().max().item() for name, value in one.items()) > 1e-3
+
+
+def test_a_survey_is_told_in_few_lines(tmp_path: Path, tiny_folder: Path) -> None:
+    lines = list(describe(survey(_config(tmp_path, tiny_folder))))
+    assert lines[0].startswith("3 triples, 1 for validation; ") and len(lines) < 8
+
+
+def test_the_how_tos_configuration_reads(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+    path = tmp_path / "lora.toml"
+    path.write_text(page.partition("```toml\n")[2].partition("```")[0], encoding="utf-8")
+    config = read_config(path)
+    assert config.lora is not None and config.data.source == "triples.csv" and config.phases[0].rate == 1e-4
