@@ -17,6 +17,7 @@ import torch
 from celery import Celery
 from celery.platforms import SecurityWarning
 from celery.worker import state
+from celery.worker.request import Request
 from kombu import Queue
 from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
@@ -128,6 +129,13 @@ def build_app(settings: Settings) -> Celery:
     return app
 
 
+class HeardBell(Request):  # type: ignore[misc]
+    """A bell leaves Redis as it is heard (`no_ack`): there is nothing to acknowledge, and no round trip for it."""
+
+    def acknowledge(self) -> None:
+        self.acknowledged = True
+
+
 def consume(app: Celery, answer: Callable[[Bell], int], stages: Sequence[Stage], revision: str, name: str) -> int:
     """Run Celery's worker in this process until it is told to stop; gives its exit status.
 
@@ -135,7 +143,7 @@ def consume(app: Celery, answer: Callable[[Bell], int], stages: Sequence[Stage],
     sample, and sample before encode, so that finished pictures leave before new ones enter.
     """
 
-    @app.task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]
+    @app.task(name=TASK, ignore_result=True, Request=HeardBell)  # type: ignore[untyped-decorator]
     def work(**kwargs: str) -> None:
         try:
             bell = Bell.parse(kwargs)
@@ -152,7 +160,7 @@ def consume(app: Celery, answer: Callable[[Bell], int], stages: Sequence[Stage],
     # Celery warns root against pickles, which this app does not accept.
     warnings.simplefilter("ignore", SecurityWarning)
     order = [stage for stage in reversed(Stage) if stage in stages]
-    app.conf.task_queues = [Queue(queue_name(stage, revision)) for stage in order]
+    app.conf.task_queues = [Queue(queue_name(stage, revision), no_ack=True) for stage in order]
     worker = app.Worker(
         pool="solo",
         concurrency=1,

@@ -41,6 +41,11 @@ class Outcome:
     failed: list[Failure] = field(default_factory=list)
     lost: list[Ended] = field(default_factory=list)
 
+    @property
+    def is_single(self) -> bool:
+        """Whether one statement writes it all: it needs no transaction, hence two round trips less."""
+        return not self.failed and not self.lost and not (self.advanced and self.finished)
+
 
 def encode(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
     """Fetch and check the photos, reuse what exists, encode the rest as condition latents and the prompts as embeds."""

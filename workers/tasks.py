@@ -100,7 +100,8 @@ class Worker:
         `release` also gives back all that SQL still counts as ours.
         """
         stage, following = bell.stage, bell.stage.following
-        with self.bench.engine.begin() as connection:
+        single = outcome.is_single and not release
+        with self.bench.direct.connect() if single else self.bench.engine.begin() as connection:
             moved = _write_ends(connection, stage, outcome)
             if release:
                 queries.hand_back(connection, self.id)

@@ -93,8 +93,5 @@ def broker_options(broker_url: str) -> dict[str, Any]:
             "socket_connect_timeout": 10,
             "socket_keepalive": True,
             "health_check_interval": 25,
-            "unacked_restore_interval": 10,
-            "unacked_restore_throttle": 1,
-            "visibility_timeout": 3600,
         },
     }

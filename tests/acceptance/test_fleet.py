@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import redis
 from PIL import Image
 
 from kontext_model import Edit, KontextEditor
@@ -137,6 +138,10 @@ def test_batch_survives_a_killed_worker_and_is_reused(fleet: Fleet, catalogue: s
     second = _show(fleet, again)
     assert second["reused"] == PHOTOS
     assert second["seconds"]["sample"] == 0, "a second run samples nothing"
+
+    assert fleet.settings.broker_url is not None
+    broker = redis.Redis.from_url(fleet.settings.broker_url)
+    assert not broker.exists("unacked", "unacked_index"), "a bell is gone once it is heard: none may come back"
 
 
 def _check_pictures(fleet: Fleet, jobs: dict[str, dict[str, Any]]) -> None:
