@@ -38,6 +38,10 @@ class TextEmbeds:
             raise ValueError(f"{len(self)} texts do not fit {batch} images: give one text, or one for each image")
         return TextEmbeds(self.pooled.expand(batch, -1), self.sequence.expand(batch, -1, -1))
 
+    def cut(self, length: int | None) -> "TextEmbeds":
+        """With the first `length` tokens of the sequence; None keeps all."""
+        return TextEmbeds(self.pooled, self.sequence[:, :length])
+
     def to(self, device: torch.device, dtype: torch.dtype) -> "TextEmbeds":
         return TextEmbeds(self.pooled.to(device, dtype), self.sequence.to(device, dtype))
 

@@ -69,7 +69,7 @@ class Batches:
         rows = slice(self.number, None, self.processes)
         pairs = [self.latents.read(self.source, index, canvas) for index in chosen[rows]]
         condition, target = (latents.pack(torch.stack(each).float()) for each in zip(*pairs, strict=True))
-        embeds = text.join([self.embeds.read(prompt) for prompt in prompts[rows]])
+        embeds = text.join([self.embeds.read(prompt).cut(phase.text_length) for prompt in prompts[rows]])
         return Batch(
             phase.batch,
             rows,

@@ -42,7 +42,8 @@ class DataConfig:
 class Phase:
     """A stretch of the run at one canvas area. `schedule` is `cosine` or `constant`, `batch` that of one pass.
 
-    Several processes share each pass: `batch` must be a multiple of their number.
+    Several processes share each pass: `batch` must be a multiple of their number. `text_length` cuts the prompts' T5
+    states to that many tokens: a first phase learns faster when it reads only how a prompt begins.
     """
 
     area_px: int
@@ -51,6 +52,7 @@ class Phase:
     rate: float
     schedule: str = "cosine"
     warmup: int = 100
+    text_length: int | None = None
 
     def __post_init__(self) -> None:
         _check("area_px", self.area_px, 256 <= self.area_px <= 4096**2, "from 256 (16×16) to 16777216 (4096×4096)")
@@ -59,6 +61,7 @@ class Phase:
         _check("rate", self.rate, 0 < self.rate < inf, "above 0")
         _check("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         _check("warmup", self.warmup, self.warmup >= 0, "at least 0")
+        _check("text_length", self.text_length, self.text_length is None or self.text_length >= 1, "at least 1")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 from kontext_model import latents
 from kontext_model.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from kontext_model.revision import resolve
+from kontext_model.training.attention import WrittenOut
 from kontext_model.training.batches import Batch, Batches, sort_into_buckets
 from kontext_model.training.config import ConfigError, TrainingConfig
 from kontext_model.training.embed_cache import EmbedCache
@@ -219,7 +220,8 @@ class Trainer:
         with warnings.catch_warnings(), torch.autocast(self.device.type, DTYPES[self.config.precision]):
             # Float32 weights of norms on bfloat16 values are what mixed precision is.
             warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-            yield
+            with WrittenOut() if self.device.type == "cpu" else nullcontext():
+                yield
 
 
 def _check_shares(config: TrainingConfig, processes: int) -> None:

@@ -281,6 +281,15 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(
         assert torch.equal(unbroken.average.shadow[name], resumed.average.shadow[name]), name
 
 
+def test_a_phase_may_read_only_how_a_prompt_begins(tmp_path: Path, start: Path) -> None:
+    trainer = Trainer(_config(tmp_path, start), report=lambda line: None)
+    phase = trainer.config.phases[0]
+    whole, short = (trainer.batches.draw(replace(phase, text_length=length), 0, 0) for length in (None, 5))
+    assert short.embeds.sequence.shape[1] == 5 < whole.embeds.sequence.shape[1]
+    assert torch.equal(short.embeds.sequence, whole.embeds.sequence[:, :5])
+    assert torch.equal(short.embeds.pooled, whole.embeds.pooled)
+
+
 def test_training_lowers_the_loss(tmp_path: Path, start: Path) -> None:
     phase = Phase(64 * 64, 60, 4, 5e-3, "constant", 5)
     losses: list[float] = []
