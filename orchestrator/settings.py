@@ -64,6 +64,14 @@ class Settings(BaseModel):
     handoff_ttl_s: int = Field(86_400, ge=60, description="life of a handoff; a lost one is encoded again")
     heartbeat_s: float = Field(3.0, gt=0, description="seconds between the heartbeats of a worker")
     lease_s: float = Field(15.0, gt=0, description="a worker silent for so long is dead, its jobs are taken back")
+    stage_deadline_s: float = Field(900.0, gt=0, description="a worker that takes longer over one stage of a unit ends")
+    stop_s: float = Field(25.0, gt=0, description="how long a worker told to stop may go on with the stage at hand")
+    watchdog_s: float = Field(
+        30.0, gt=0, description="work that waits so long unheard makes a worker reconnect, then start anew"
+    )
+    worker_memory_bytes: int | None = Field(
+        None, ge=1, description="a worker that holds more after a unit starts anew; unset: no limit"
+    )
 
     allowed_hosts: tuple[str, ...] = Field((), description="https:// hosts to fetch from, commas between")
     max_image_bytes: int = Field(64 << 20, ge=1024, description="largest source image file")

@@ -1,11 +1,10 @@
-"""A worker process: Celery's solo pool around the model, from start to good end.
+"""A worker process: from opening the model to a good end.
 
-Owns the order of starting (model, registration, heartbeat, consuming) and of stopping (the stage at hand ends, the rest
-is handed back). The solo pool is the process: nothing forks beside a GPU context, and the heartbeat is a thread.
+Owns the order of starting (model, registration, heartbeat, watchdog, listening) and of stopping (the stage at hand
+ends, the rest is handed back), and the process's limit of memory.
 """
 
 import os
-import signal
 import socket
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,29 +13,28 @@ import psutil
 import redis
 import structlog
 import torch
-from celery import Celery
-from celery.platforms import SecurityWarning
-from celery.worker import state
-from celery.worker.request import Request
-from kombu import Queue
-from kombu.exceptions import OperationalError as BrokerError
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
-from kontext_model.acceleration import Acceleration, FallbackWarning
-from kontext_model.checkpoint import STAGE_PARTS
-from kontext_model.editor import KontextEditor
 from kontext_model.revision import CheckpointRef
 from orchestrator.settings import Settings
 from orchestrator.state import queries
-from orchestrator.state.database import open_database
-from orchestrator.state.messages import TASK, Bell, broker_options, queue_name, ring
+from orchestrator.state.database import open_database, reading
+from orchestrator.state.messages import Bell
 from orchestrator.state.transitions import Stage
 from orchestrator.storage.weights import SCHEME, fetch_weights
 from workers.bench import Editor, open_bench
 from workers.handoff import Handoffs
 from workers.heartbeat import Heartbeat
+from workers.listener import Listener, is_stopping, stop_process
+from workers.shift import Shift
 from workers.tasks import Worker
+from workers.watchdog import Watchdog
 
+ANSWER_S = 5.0
 log = structlog.get_logger("worker")
 
 
@@ -45,6 +43,11 @@ def open_editor(settings: Settings, stages: Sequence[Stage]) -> Editor:
 
     What was asked for and cannot be had, without changing a picture, is logged. Raises CheckpointError, StorageError.
     """
+    # Here, since the libraries around a real model take seconds to import.
+    from kontext_model.acceleration import Acceleration, FallbackWarning
+    from kontext_model.checkpoint import STAGE_PARTS
+    from kontext_model.editor import KontextEditor
+
     assert settings.checkpoint is not None
     ref: str | CheckpointRef = settings.checkpoint
     if settings.checkpoint.startswith(SCHEME):
@@ -78,20 +81,38 @@ def serve(
     worker_id: str,
     open_model: Callable[[Settings, Sequence[Stage]], Editor] = open_editor,
 ) -> int:
-    """Consume bells of these stages until SIGTERM; gives the exit status.
+    """Answer bells of these stages until SIGTERM; gives the exit status.
 
     The model is opened before the first bell is taken. What was claimed and not finished is handed back.
     """
-    assert settings.database_url and settings.cache_url and settings.broker_url
+    assert settings.database_url and settings.cache_url
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     editor = open_model(settings, stages)
-    engine = open_database(settings.database_url, relaxed=True)
-    cache = redis.Redis.from_url(
-        settings.cache_url, socket_timeout=30, socket_connect_timeout=10, health_check_interval=25
-    )
+    engine, shift = open_database(settings.database_url, relaxed=True), Shift()
+    shift.watch(engine)
     scope = f"{editor.revision}\n{settings.numerics}"
-    handoffs = Handoffs(cache, ttl_s=settings.handoff_ttl_s, scope=scope)
+    handoffs = Handoffs(_open_redis(settings.cache_url, timeout_s=30), ttl_s=settings.handoff_ttl_s, scope=scope)
+    _register(engine, settings, stages, worker_id, editor.revision)
+    heartbeat = Heartbeat(engine, worker_id, settings.heartbeat_s, shift)
+    listener = Listener(settings, stages, editor.revision, worker_id)
+    watchdog = _open_watchdog(engine, settings, stages, editor.revision, worker_id, shift, heartbeat, listener)
+    heartbeat.start()
+    watchdog.start()
+    try:
+        with open_bench(engine, settings, editor, handoffs) as bench:
+            worker = Worker(
+                worker_id, bench, frozenset(stages), listener.ring, lambda: heartbeat.dead or is_stopping(), shift
+            )
+            log.info("ready", worker=worker_id, stages=",".join(stages), revision=editor.revision[:12])
+            return listener.listen(_within_memory(worker.serve, settings))
+    finally:
+        heartbeat.stop()
+        _sign_off(engine, worker_id)
+        watchdog.stop()
+
+
+def _register(engine: Engine, settings: Settings, stages: Sequence[Stage], worker_id: str, revision: str) -> None:
     with engine.begin() as connection:
         queries.register_worker(
             connection,
@@ -101,95 +122,88 @@ def serve(
                 "pid": os.getpid(),
                 "stages": ",".join(stages),
                 "device": settings.device,
-                "revision": editor.revision,
+                "revision": revision,
                 "numerics": settings.numerics,
-                "rss_bytes": psutil.Process().memory_info().rss,
+                "rss_bytes": _rss_bytes(),
             },
         )
-    heartbeat = Heartbeat(engine, worker_id, settings.heartbeat_s)
-    heartbeat.start()
+
+
+def _sign_off(engine: Engine, worker_id: str) -> None:
+    """Hand back what is held and close the worker's row; without the database, its lease does both."""
     try:
-        with open_bench(engine, settings, editor, handoffs) as bench:
-            app = build_app(settings)
-            worker = Worker(worker_id, bench, frozenset(stages), _ringer(app), _is_stopping)
-            log.info("ready", worker=worker_id, stages=",".join(stages), revision=editor.revision[:12])
-            return consume(app, worker.serve, stages, editor.revision, worker_id)
-    finally:
-        heartbeat.stop()
         with engine.begin() as connection:
             returned = queries.hand_back(connection, worker_id)
             queries.end_worker(connection, worker_id)
+    except DBAPIError as error:
+        log.warning("stopped without the database", worker=worker_id, error=str(error.orig).partition("\n")[0])
+    else:
         log.info("stopped", worker=worker_id, handed_back=len(returned))
 
 
-def build_app(settings: Settings) -> Celery:
-    """The Celery app, with the settings that dispatcher and workers share."""
-    app = Celery("kontext", set_as_current=False)
-    app.conf.update(broker_options(settings.broker_url or ""))
-    return app
+def _open_watchdog(
+    engine: Engine,
+    settings: Settings,
+    stages: Sequence[Stage],
+    revision: str,
+    worker_id: str,
+    shift: Shift,
+    heartbeat: Heartbeat,
+    listener: Listener,
+) -> Watchdog:
+    assert settings.broker_url
+    broker = _open_redis(settings.broker_url, timeout_s=ANSWER_S)
 
-
-class HeardBell(Request):  # type: ignore[misc]
-    """A bell leaves Redis as it is heard (`no_ack`): there is nothing to acknowledge, and no round trip for it."""
-
-    def acknowledge(self) -> None:
-        self.acknowledged = True
-
-
-def consume(app: Celery, answer: Callable[[Bell], int], stages: Sequence[Stage], revision: str, name: str) -> int:
-    """Run Celery's worker in this process until it is told to stop; gives its exit status.
-
-    Queues are listed from the last stage to the first: with `queue_order_strategy="priority"` decode goes before
-    sample, and sample before encode, so that finished pictures leave before new ones enter.
-    """
-
-    @app.task(name=TASK, ignore_result=True, Request=HeardBell)  # type: ignore[untyped-decorator]
-    def work(**kwargs: str) -> None:
+    def has_backlog() -> bool:
         try:
-            bell = Bell.parse(kwargs)
-        except ValueError as error:
-            log.warning("message dropped", error=str(error))
-            return
-        try:
-            answer(bell)
-        except Exception as error:
-            # Its jobs are still marked as ours: stopping hands them back, or lets the lease do it.
-            log.error("unit not committed, stopping", error=repr(error)[:300])
-            os.kill(os.getpid(), signal.SIGTERM)
+            with reading(engine).connect() as connection:
+                return queries.has_backlog(
+                    connection, stages, revision, settings.numerics, older_than_s=settings.watchdog_s
+                )
+        except DBAPIError:
+            return False  # no work can be claimed from a database that is away
 
-    # Celery warns root against pickles, which this app does not accept.
-    warnings.simplefilter("ignore", SecurityWarning)
-    order = [stage for stage in reversed(Stage) if stage in stages]
-    app.conf.task_queues = [Queue(queue_name(stage, revision), no_ack=True) for stage in order]
-    worker = app.Worker(
-        pool="solo",
-        concurrency=1,
-        hostname=f"{name}@{socket.gethostname()}",
-        loglevel="WARNING",
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-        quiet=True,
+    def broker_answers() -> bool:
+        try:
+            return bool(broker.ping())
+        except RedisError:
+            return False
+
+    return Watchdog(
+        settings,
+        shift,
+        heartbeat,
+        has_backlog=has_backlog,
+        broker_answers=broker_answers,
+        reconnect=listener.reconnect,
+        let_go=lambda: _sign_off(engine, worker_id),
     )
-    try:
-        worker.start()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return int(worker.exitcode or 0)
 
 
-def _is_stopping() -> bool:
-    return state.should_stop is not None or state.should_terminate is not None
+def _within_memory(answer: Callable[[Bell], int], settings: Settings) -> Callable[[Bell], None]:
+    """Answer bells until this process holds more memory than it may; then tell it to stop, between two units."""
+
+    def answer_within(bell: Bell) -> None:
+        answer(bell)
+        limit_bytes = settings.worker_memory_bytes
+        if limit_bytes is not None and (held_bytes := _rss_bytes()) > limit_bytes and not is_stopping():
+            log.warning("over KONTEXT_WORKER_MEMORY_BYTES: the process starts anew", rss_bytes=held_bytes)
+            stop_process()
+
+    return answer_within
 
 
-def _ringer(app: Celery) -> Callable[[Sequence[Bell]], None]:
-    def ring_all(bells: Sequence[Bell]) -> None:
-        if not bells:
-            return
-        try:
-            ring(app, bells)
-        except (BrokerError, RedisError, OSError) as error:
-            # SQL holds the work: the rescuer rings again.
-            log.warning("bells not rung", bells=len(bells), error=str(error).partition("\n")[0])
+def _rss_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
 
-    return ring_all
+
+def _open_redis(url: str, *, timeout_s: float) -> redis.Redis:
+    """A client that gives up on a silent server; one retry, for a connection that was closed while it idled."""
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=min(10.0, timeout_s),
+        socket_keepalive=True,
+        health_check_interval=25,
+        retry=Retry(NoBackoff(), 1),
+    )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import structlog
 from PIL import Image
@@ -17,7 +17,6 @@ from sqlalchemy import Engine
 from torch import Tensor
 
 from kontext_model.canvas import Canvas
-from kontext_model.lora import Lora
 from kontext_model.lora_file import LoraPin
 from kontext_model.revision import Defaults
 from kontext_model.text import CutPromptWarning, TextEmbeds
@@ -28,6 +27,9 @@ from orchestrator.state.queries import Batch, Claimed
 from orchestrator.storage import open_store
 from orchestrator.storage.loras import fetch_lora
 from workers.handoff import Handoffs
+
+if TYPE_CHECKING:
+    from kontext_model.lora import Lora
 
 LANES = 8
 log = structlog.get_logger("bench")
@@ -47,7 +49,7 @@ class Editor(Protocol):
     def sample(
         self, condition: Tensor, text: TextEmbeds, canvas: Canvas, seeds: Sequence[int], steps: int, guidance: float,
         true_cfg: float = ..., negative: TextEmbeds | None = ..., sampler: str = ...,
-        on_step: Callable[[int, Tensor], bool | None] | None = ..., *, lora: Lora | None = ...,
+        on_step: Callable[[int, Tensor], bool | None] | None = ..., *, lora: "Lora | None" = ...,
     ) -> Tensor: ...  # fmt: skip
     def decode(self, tokens: Tensor, canvas: Canvas) -> list[Image.Image]: ...
 
@@ -86,10 +88,12 @@ class Bench:
                 self._renewed.clear()
             self._renewed |= dict.fromkeys(due, now)
 
-    def lora(self, recipe: Recipe) -> Lora | None:
+    def lora(self, recipe: Recipe) -> "Lora | None":
         """The LoRA that a recipe names, its file on this machine. Raises LoraError, StorageError."""
         if "lora" not in recipe:
             return None
+        from kontext_model.lora import Lora  # diffusers' loaders take seconds to import
+
         pin = LoraPin(recipe["lora"], recipe["lora_sha256"])
         return Lora(fetch_lora(pin, self.settings), pin.sha256, recipe["lora_scale"], pin.place)
 

@@ -6,7 +6,7 @@ Owns what happens to a bell. Refuses work that SQL does not hold: a bell without
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 from sqlalchemy import Connection
@@ -18,6 +18,8 @@ from orchestrator.state.queries import Claimed, Failed, Group
 from orchestrator.state.transitions import Stage
 from workers.bench import Bench
 from workers.failures import Failure, classify, delay_s
+from workers.heartbeat import hand_back_doubtful
+from workers.shift import Shift
 from workers.stages import STAGES, Outcome
 
 CONSUMES: Mapping[Stage, Stage] = {Stage.SAMPLE: Stage.ENCODE, Stage.DECODE: Stage.SAMPLE}
@@ -36,13 +38,24 @@ class Worker:
     stages: frozenset[Stage]
     ring: Callable[[Sequence[Bell]], None]
     stopping: Callable[[], bool] = lambda: False
+    shift: Shift = field(default_factory=Shift)
 
     def serve(self, bell: Bell) -> int:
         """Answer a bell: claim one unit, do its stage, hand its jobs on. Gives the number of jobs claimed.
 
         A worker that serves the next stage too goes on with the jobs it has: the unit it would ring for, without a
-        message.
+        message. One that is stopping claims nothing: SQL holds the work, and the rescuer rings again.
         """
+        if self.stopping():
+            return 0
+        with self.shift.answering():
+            claimed = self._serve(bell)
+            if self.shift.doubtful:
+                self._persist(lambda: hand_back_doubtful(self.bench.engine, self.id, self.shift))
+            return claimed
+
+    def _serve(self, bell: Bell) -> int:
+        self.shift.begin("claim")
         group = Group(bell.stage, bell.recipe_id, bell.canvas, bell.revision)
         settings = self.bench.settings
         try:
@@ -62,6 +75,7 @@ class Worker:
         return claimed
 
     def _work(self, stage: Stage, unit: Sequence[Claimed]) -> Outcome:
+        self.shift.begin(stage)
         try:
             return STAGES[stage](self.bench, self.bench.recipe(unit[0].recipe_id), unit)
         except Exception as error:  # what no stage could pin on one job: Redis or SQL away, a recipe missing
@@ -70,6 +84,7 @@ class Worker:
 
     def _hand_on(self, bell: Bell, unit: Sequence[Claimed], outcome: Outcome) -> tuple[Bell, list[Claimed]]:
         """Commit what became of the unit, ring for what others do next; gives what this worker goes on with."""
+        self.shift.begin("commit")
         carried: list[Claimed] = []
         own = self._own_next(bell, outcome)
         try:
@@ -125,6 +140,7 @@ class Worker:
         """Do it again until the database answers; the last error is raised."""
         for patience_s in COMMIT_BACKOFF_S:
             time.sleep(patience_s)
+            self.shift.begin("commit")  # waiting for a database that is away is no hang
             try:
                 return action()
             except DBAPIError as error:

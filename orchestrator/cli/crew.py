@@ -27,7 +27,8 @@ from orchestrator.state.database import reading
 from orchestrator.state.queries import Worker
 from orchestrator.state.transitions import Stage
 
-STOP_S = 30.0
+# How much longer than KONTEXT_STOP_S a worker's good end may take, before it is killed.
+STOP_MARGIN_S = 5.0
 DEATHS_ALLOWED = 3
 LOG_LINES = 8
 WORKERS_SHOWN = 5
@@ -91,8 +92,10 @@ class Crew:
             return ""
         return "the worker is starting" if "worker" in self._supervisors else "waiting for a worker"
 
-    def stop(self, timeout_s: float = STOP_S) -> None:
-        """End all that was started, side by side; called a second time, at once."""
+    def stop(self, timeout_s: float | None = None) -> None:
+        """End all that was started, side by side, in the time workers have for it; called a second time, at once."""
+        if timeout_s is None:
+            timeout_s = self._settings.stop_s + STOP_MARGIN_S
         timeout_s = 0.0 if self._stopping else timeout_s
         self._stopping = True
         endings = [
@@ -133,8 +136,10 @@ class Crew:
         supervisor.start()
 
     def _note_death(self, role: str, worker_id: str, returncode: int) -> None:
+        if returncode == 0:  # it stopped in good order, to start anew
+            self._deaths[role] = 0
         # Whoever registered in SQL had started well: its jobs are taken back, and the guilty one is set aside there.
-        if role == "worker" and end_worker(self._engine, worker_id):
+        elif role == "worker" and end_worker(self._engine, worker_id):
             if self._stopping:
                 return
             self._deaths[role] = 0

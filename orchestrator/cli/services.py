@@ -14,7 +14,7 @@ import typer
 
 from orchestrator import dispatcher
 from orchestrator.checkpoints import pin_checkpoint
-from orchestrator.cli.crew import STOP_S, end_worker, worker_command
+from orchestrator.cli.crew import STOP_MARGIN_S, describe_status, end_worker, interruptible, worker_command
 from orchestrator.cli.failures import CallError
 from orchestrator.cli.locations import database_url, open_stack, open_state, show_url
 from orchestrator.local_stack import Supervisor
@@ -61,14 +61,19 @@ def run_worker(stages: str, name: str | None) -> None:
         def note_death(role: str, worker_id: str, returncode: int) -> None:
             end_worker(engine, worker_id)
             if not stop.is_set():
-                say(f"{worker_id} ended with status {returncode}; starting another")
+                say(f"{worker_id} ended ({describe_status(returncode)}); starting another")
 
         # Its log is this process's own output, where a container's log is read.
         supervisor = Supervisor({role: worker_command(chosen)}, settings.environment(), None, note_death)
         supervisor.start()
         say(f"worker for {', '.join(chosen)} of revision {checkpoint.revision[:12]}")
         stop.wait()
-        supervisor.stop(STOP_S)
+        try:
+            with interruptible():
+                supervisor.stop(settings.stop_s + STOP_MARGIN_S)
+        except KeyboardInterrupt:
+            say("killing what has not stopped; its jobs are taken back")
+            supervisor.stop()
 
 
 def _read_stages(text: str) -> tuple[Stage, ...]:

@@ -15,7 +15,7 @@ import typer
 from orchestrator.checkpoints import pin_checkpoint
 from orchestrator.cli.crew import (
     DISPATCH,
-    STOP_S,
+    STOP_MARGIN_S,
     Wanted,
     describe_status,
     end_worker,
@@ -78,13 +78,13 @@ def stay_up(port: int | None) -> int:
             say("stopping; Ctrl-C again kills what is left")
         finally:
             stopping = True
-            _stop(supervisor)
+            _stop(supervisor, settings.stop_s + STOP_MARGIN_S)
     return SUCCESS
 
 
-def _stop(supervisor: Supervisor) -> None:
+def _stop(supervisor: Supervisor, timeout_s: float) -> None:
     try:
-        supervisor.stop(STOP_S)
+        supervisor.stop(timeout_s)
     except KeyboardInterrupt:
         supervisor.stop()
 

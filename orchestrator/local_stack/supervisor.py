@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 30.0
 STEADY_S = 60.0  # a child that lived so long starts the back-off anew
 KILLED_S = 5.0  # for killed children to be seen and reported
+REPORT_S = 1.0  # between tries to report a death that could not be reported at once
 
 OnDeath = Callable[[str, str, int], None]
 
@@ -37,7 +38,7 @@ class Supervisor:
     `environment`: variables added to this process's own. Logs go to `<log_folder>/<role>.log`; without a folder the
     children write where this process does, as containers want it.
     `on_death(role, worker_id, returncode)` is called, in a thread, as soon as a child has ended, also during `stop`;
-    a negative return code is the signal that killed it.
+    a negative return code is the signal that killed it. When it raises, it is called again while the next child runs.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Supervisor:
         self._stopping = threading.Event()
         self._lock = threading.RLock()  # a signal handler may call `stop` inside `stop`
         self._running: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}
+        self._unreported: list[tuple[str, str, int]] = []
         self._keepers = [
             threading.Thread(target=self._keep, args=(role, tuple(command)), name=f"supervisor-{role}", daemon=True)
             for role, command in commands.items()
@@ -127,16 +129,30 @@ class Supervisor:
             )
             self._running[role] = worker_id, process
         with process:
-            returncode = process.wait()
+            returncode = self._await_end(process)
         with self._lock:
             del self._running[role]
         return returncode
 
+    def _await_end(self, process: subprocess.Popen[bytes]) -> int:
+        """Wait for a child's end; meanwhile report earlier deaths that could not be reported when they happened."""
+        while self._unreported:
+            try:
+                return process.wait(REPORT_S)
+            except subprocess.TimeoutExpired:
+                with self._lock:
+                    late, self._unreported = self._unreported, []
+                for death in late:
+                    self._report(*death)
+        return process.wait()
+
     def _report(self, role: str, worker_id: str, returncode: int) -> None:
         try:
             self._on_death(role, worker_id, returncode)
-        except Exception:  # a database that is away must not end the supervision
-            log.exception("the death of %s could not be reported", worker_id)
+        except Exception as error:  # a database that is away must not end the supervision
+            log.warning("the death of %s could not be reported yet: %s", worker_id, str(error).partition("\n")[0])
+            with self._lock:
+                self._unreported.append((role, worker_id, returncode))
 
     def _signal(self, number: signal.Signals) -> None:
         with self._lock:

@@ -59,10 +59,16 @@ def bells_needed(rows: int, unit_size: int) -> int:
 
 
 def ring(app: Any, bells: Iterable[Bell]) -> None:
-    """Send bells through a Celery app, over one connection. Raises what the broker raises: SQL still holds the work."""
-    with app.producer_or_acquire() as producer:
-        for bell in bells:
-            app.send_task(TASK, kwargs=bell.kwargs(), queue=bell.queue, producer=producer)
+    """Send bells through a Celery app, over one connection. Raises ConnectionError: SQL still holds the work."""
+    try:
+        with app.producer_or_acquire() as producer:
+            for bell in bells:
+                app.send_task(TASK, kwargs=bell.kwargs(), queue=bell.queue, producer=producer)
+    except Exception as error:
+        # A producer whose connection broke goes back to kombu's pool without one, and raises AttributeError ever after.
+        for pool in (app.amqp.producer_pool, app.pool):
+            pool.force_close_all(close_pool=False)
+        raise ConnectionError(f"{type(error).__name__}: {error}") from error
 
 
 def broker_options(broker_url: str) -> dict[str, Any]:

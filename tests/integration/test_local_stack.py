@@ -310,6 +310,26 @@ def test_children_that_fail_at_once_are_started_less_and_less_often(
     assert "/nowhere/program: No such file or directory" in (tmp_path / "encode.log").read_text()
 
 
+def test_a_death_that_could_not_be_reported_is_reported_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.local_stack.supervisor.FIRST_DELAY_S", 0.1)
+    monkeypatch.setattr("orchestrator.local_stack.supervisor.REPORT_S", 0.2)
+    told: list[str] = []
+
+    def on_death(role: str, worker_id: str, returncode: int) -> None:
+        told.append(worker_id)
+        if len(told) < 3:
+            raise ConnectionError("the database is away")
+
+    with Supervisor({"sample": SLEEPER}, {}, tmp_path, on_death) as supervisor:
+        wait_until(lambda: says(tmp_path / "sample.log", "-sample-0"))
+        first = supervisor.workers()["sample"]
+        psutil.Process().children()[0].kill()
+        wait_until(lambda: len(told) == 3)
+        assert set(told) == {first} and supervisor.workers()["sample"] != first
+        time.sleep(0.5)
+        assert len(told) == 3
+
+
 def test_stopping_kills_what_does_not_end_and_a_second_stop_does_not_wait(tmp_path: Path) -> None:
     deaths = Deaths()
     supervisor = Supervisor({"decode": STUBBORN}, {}, tmp_path, deaths)

@@ -509,6 +509,32 @@ class TestWorkers:
         assert seed.do(queries.dead_workers, lease_s=15) == []
 
 
+class TestBacklog:
+    def waits(self, seed: Seeder, stages: tuple[Stage, ...] = (Stage.ENCODE,), **other: Any) -> bool:
+        given = {"stages": stages, "revision": REVISION, "numerics": NUMERICS, "older_than_s": 10.0, **other}
+        return seed.do(queries.has_backlog, **given)
+
+    def test_work_that_waits_is_told_to_those_who_could_do_it(self, seed: Seeder) -> None:
+        seed.queued(1)
+        assert not self.waits(seed), "it waits no 10 s yet"
+        with seed.engine.begin() as connection:
+            connection.execute(update(jobs).values(queued_at=now() - 20))
+        assert self.waits(seed) and self.waits(seed, (Stage.ENCODE, Stage.DECODE))
+        assert not self.waits(seed, (Stage.SAMPLE,))
+        assert not self.waits(seed, revision="other") and not self.waits(seed, numerics="other")
+
+    def test_work_that_may_not_begin_yet_waits_for_nobody(self, seed: Seeder) -> None:
+        seed.queued(1)
+        with seed.engine.begin() as connection:
+            connection.execute(update(jobs).values(queued_at=now() - 20, run_at=now() - 1))
+        assert not self.waits(seed), "its back-off ended only now"
+        with seed.engine.begin() as connection:
+            connection.execute(update(jobs).values(run_at=now() - 20))
+        assert self.waits(seed)
+        seed.do(queries.move_batch, "b", BatchStatus.PAUSED)
+        assert not self.waits(seed)
+
+
 def test_the_clock_is_the_databases_and_goes_on_in_a_transaction(engine: Engine) -> None:
     with engine.begin() as connection:
         first = connection.execute(select(now())).scalar_one()

@@ -48,15 +48,16 @@ from orchestrator.state.queries.workers import (
     beat,
     dead_workers,
     end_worker,
+    has_backlog,
     live_workers,
     register_worker,
 )
 
 __all__ = [
     "Advanced", "Batch", "BatchCounts", "Claimed", "Ended", "Failed", "Finished", "Group", "Worker", "add_recipes",
-    "advance", "any_held", "beat", "carry", "claim", "count_batches", "count_by_error", "count_by_state", "count_jobs",
-    "create_batch", "dead_workers", "dispatch", "end_worker", "fail", "find_open_request", "find_reusable",
-    "groups_queued", "hand_back", "in_flight", "last_end", "list_batches", "live_workers", "lose_handoffs",
-    "move_batch", "note_ingested", "open_batches", "read_batch", "read_recipe", "register_worker", "retry",
-    "stage_seconds", "start_batch", "stream_jobs", "succeed", "take_back", "unfinished",
+    "advance", "any_held", "beat", "carry", "claim", "count_batches", "count_by_error", "count_by_state",
+    "count_jobs", "create_batch", "dead_workers", "dispatch", "end_worker", "fail", "find_open_request",
+    "find_reusable", "groups_queued", "hand_back", "has_backlog", "in_flight", "last_end", "list_batches",
+    "live_workers", "lose_handoffs", "move_batch", "note_ingested", "open_batches", "read_batch", "read_recipe",
+    "register_worker", "retry", "stage_seconds", "start_batch", "stream_jobs", "succeed", "take_back", "unfinished",
 ]  # fmt: skip

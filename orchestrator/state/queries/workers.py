@@ -1,14 +1,14 @@
 """Workers, statement by statement: who registered, who was seen when, who is dead."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import Connection, Double, and_, literal, or_, select, update
 
 from orchestrator.state.database import now
-from orchestrator.state.tables import in_state, jobs, workers
-from orchestrator.state.transitions import JobState
+from orchestrator.state.tables import batches, in_state, jobs, workers
+from orchestrator.state.transitions import BatchStatus, JobState, Stage
 
 
 @dataclass(frozen=True)
@@ -67,3 +67,25 @@ def live_workers(connection: Connection, *, lease_s: float) -> list[Worker]:
         .order_by(workers.c.started_at)
     )
     return [Worker(*row) for row in connection.execute(statement)]
+
+
+def has_backlog(
+    connection: Connection, stages: Sequence[Stage], revision: str, numerics: str, *, older_than_s: float
+) -> bool:
+    """Whether jobs that such a worker could claim have waited longer than `older_than_s`."""
+    late = now() - literal(older_than_s, Double)
+    statement = (
+        select(jobs.c.id)
+        .join(batches, batches.c.id == jobs.c.batch_id)
+        .where(
+            in_state(JobState.QUEUED),
+            jobs.c.stage.in_(stages),
+            jobs.c.queued_at <= late,
+            or_(jobs.c.run_at.is_(None), jobs.c.run_at <= late),
+            batches.c.status == BatchStatus.RUNNING,
+            batches.c.revision == revision,
+            batches.c.numerics == numerics,
+        )
+        .limit(1)
+    )
+    return connection.execute(statement).first() is not None
