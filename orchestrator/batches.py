@@ -16,12 +16,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Double, Engine, literal, select
 
 from kontext_model.revision import CheckpointRef, Defaults
 from orchestrator.catalogs import Catalogue, CatalogueError, Row
 from orchestrator.prompt_limits import find_cuts
-from orchestrator.recipes import cannot_pin
+from orchestrator.recipes import cannot_pin, read_deadline
 from orchestrator.row_reader import CUSTOM_ID, LINE, PinLora, RowReader, handoff_bytes
 from orchestrator.settings import Settings
 from orchestrator.state import queries
@@ -101,9 +101,18 @@ def create_batch(engine: Engine, catalogue: Catalogue, request: Request) -> Batc
                     request.checkpoint.defaults, request.asked.get("width"), request.asked.get("height")
                 ),
                 "results_uri": f"{request.results_uri}/{batch_id}",
+                "deadline_at": _deadline_at(request.asked.get("deadline")),
             },
         )
     return read_batch(engine, batch_id)
+
+
+def _deadline_at(asked: str | None) -> Any:
+    """The deadline for SQL, whose clock a duration counts by."""
+    if asked is None:
+        return None
+    deadline = read_deadline(asked)
+    return now() + literal(deadline.seconds, Double) if deadline.relative else deadline.seconds
 
 
 def read_batch(engine: Engine, batch_id: str) -> Batch:

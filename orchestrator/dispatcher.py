@@ -1,10 +1,12 @@
 """The dispatcher: pending jobs become queued ones, as many as the window holds, fair between batches.
 
-Owns the window, the order of batches and their end. It is the only Celery client of the control plane. Refuses to
-remember anything: any number of dispatchers may run, and each may be killed between two statements.
+Owns the window and the order of batches, and sees that what was asked of them is done. It is the only Celery client of
+the control plane. Refuses to remember anything: any number of dispatchers may run, and each may be killed between two
+statements.
 """
 
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,19 +17,23 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from orchestrator.manifest import write_manifest
+from orchestrator.closing import Closer
+from orchestrator.control import break_off, enforce
 from orchestrator.rescuer import Rescuer
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.database import open_database, reading
 from orchestrator.state.messages import Bell, bells_needed, broker_options, ring
-from orchestrator.state.queries import Batch
+from orchestrator.state.queries import AGING_S, Batch
 from orchestrator.state.transitions import BatchStatus, Stage
-from orchestrator.storage import StorageError
 
 INTERVAL_S = 0.25
 # Refilling by single jobs would ring a bell for each; by a quarter of the window, units stay full.
 REFILL_SHARE = 4
+# What one tick gives to cancelling or expiring the jobs of one batch: others are not kept waiting.
+ENFORCE_S = 0.2
+BREAKER_INTERVAL_S = 1.0
+STOP_S = 10.0
 log = structlog.get_logger("dispatcher")
 
 
@@ -36,25 +42,52 @@ class Dispatcher:
 
     def __init__(self, engine: Engine, settings: Settings, ring: Callable[[Sequence[Bell]], None]) -> None:
         self._engine, self._settings, self._ring = engine, settings, ring
+        self._closer = Closer(engine, settings)
+        self._next_break_s = 0.0
 
     def tick(self) -> int:
-        """Queue what fits, close what has ended; gives the number of jobs queued."""
+        """Do what was asked of the batches, queue what fits, close what has ended; gives the number of jobs queued."""
         with reading(self._engine).connect() as connection:
             batches = queries.open_batches(connection)
-            in_flight = dict(queries.in_flight(connection)) if batches else {}
-        idle = [batch for batch in batches if batch.status == BatchStatus.RUNNING and batch.id not in in_flight]
+            if not batches:
+                return 0
+            now_s = queries.read_clock(connection)
+            in_flight = dict(queries.in_flight(connection))
+        for batch in batches:
+            enforce(self._engine, batch, now_s, ENFORCE_S)
+        self._break_off(batches)
+        queued = self._fill(batches, in_flight, now_s)
+        for batch in batches:
+            if batch.status in queries.ENDS and not in_flight.get(batch.id):
+                self._close(batch)
+        return queued
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait for the manifests that are being written."""
+        self._closer.wait(timeout_s)
+
+    def _fill(self, batches: Sequence[Batch], in_flight: dict[str, int], now_s: float) -> int:
         queued, exhausted = 0, set[str]()
         # Again until the window is full: what a batch has no jobs for is room for the others.
-        while shares := share_window(batches, in_flight, self._settings, exhausted):
+        while shares := share_window(batches, in_flight, self._settings, exhausted, now_s):
             for batch, share in shares:
                 count = self._dispatch(batch, share)
                 in_flight[batch.id] = in_flight.get(batch.id, 0) + count
                 queued += count
                 if count < share:
                     exhausted.add(batch.id)
-        for batch in idle:
-            self._close(batch)
         return queued
+
+    def _break_off(self, batches: Sequence[Batch]) -> None:
+        began_s = time.monotonic()
+        if began_s < self._next_break_s:
+            return
+        for batch in batches:
+            reason = break_off(self._engine, batch)
+            if reason is not None:
+                log.warning("batch paused", batch=batch.id, reason=reason)
+        ended_s = time.monotonic()
+        self._next_break_s = ended_s + max(BREAKER_INTERVAL_S, 10 * (ended_s - began_s))
 
     def _dispatch(self, batch: Batch, limit: int) -> int:
         with self._engine.begin() as connection:
@@ -71,25 +104,24 @@ class Dispatcher:
 
     def _close(self, batch: Batch) -> None:
         with reading(self._engine).connect() as connection:
-            if queries.unfinished(connection, batch.id):
-                return
-        try:
-            write_manifest(self._engine, batch, self._settings)
-        except (StorageError, OSError) as error:
-            log.warning("manifest not written, trying again", batch=batch.id, error=str(error))
-            return
-        with self._engine.begin() as connection:
-            if queries.move_batch(connection, batch.id, BatchStatus.COMPLETED):
-                log.info("batch completed", batch=batch.id)
+            unfinished = queries.unfinished(connection, batch.id)
+        if not unfinished:
+            self._closer.begin(batch)
 
 
 def share_window(
-    batches: Sequence[Batch], in_flight: Mapping[str, int], settings: Settings, exhausted: Collection[str] = ()
+    batches: Sequence[Batch],
+    in_flight: Mapping[str, int],
+    settings: Settings,
+    exhausted: Collection[str] = (),
+    now_s: float = 0.0,
 ) -> list[tuple[Batch, int]]:
-    """How many more jobs each batch may queue: urgent batches first, those of equal priority filled to one level.
+    """How many more jobs each batch may queue: urgent batches first, those of equal rank filled to one level.
 
     The window is bounded in jobs, and in the bytes that the handoffs of all open `batches` may take; a unit always
-    fits. Batches that do not run or are `exhausted` get nothing; the former keep no others waiting but for their bytes.
+    fits. It is refilled by quarters, or by units for a batch of the highest rank that has less than a unit in flight.
+    Batches that do not run or are `exhausted` get nothing; the former keep no others waiting but for their bytes.
+    `now_s` is the database's clock.
     """
     running = [batch for batch in batches if batch.status == BatchStatus.RUNNING]
     hungry = [batch for batch in running if batch.id not in exhausted]
@@ -99,18 +131,30 @@ def share_window(
     held_bytes = sum(in_flight.get(batch.id, 0) * batch.handoff_bytes for batch in batches)
     fitting = (settings.window_bytes - held_bytes) // max(batch.handoff_bytes for batch in hungry)
     room = max(min(settings.window_jobs - held, fitting), settings.unit_size - held)
-    if room <= 0 or room < (held + room) // REFILL_SHARE:
+    ranks = {batch.id: rank(batch, now_s) for batch in hungry}
+    starving = any(
+        in_flight.get(batch.id, 0) < settings.unit_size and ranks[batch.id] == max(ranks.values()) for batch in hungry
+    )
+    least = (held + room) // REFILL_SHARE
+    if room <= 0 or room < (min(settings.unit_size, least) if starving else least):
         return []
     shares = []
-    for priority in sorted({batch.priority for batch in hungry}, reverse=True):
-        peers = [batch for batch in hungry if batch.priority == priority]
-        level = -(-(room + sum(in_flight.get(batch.id, 0) for batch in peers)) // len(peers))
+    for level in sorted(set(ranks.values()), reverse=True):
+        peers = [batch for batch in hungry if ranks[batch.id] == level]
+        height = -(-(room + sum(in_flight.get(batch.id, 0) for batch in peers)) // len(peers))
         for batch in peers:
-            share = min(room, max(0, level - in_flight.get(batch.id, 0)))
+            share = min(room, max(0, height - in_flight.get(batch.id, 0)))
             if share:
                 shares.append((batch, share))
                 room -= share
     return shares
+
+
+def rank(batch: Batch, now_s: float) -> int:
+    """A batch's priority, a point more for each `AGING_S` it has waited: the urgent go first, nobody starves."""
+    known = [at_s for at_s in (batch.started_at, batch.dispatched_at, batch.resumed_at) if at_s is not None]
+    waited_s = now_s - max(known, default=now_s)
+    return batch.priority + int(max(0.0, waited_s) // AGING_S)
 
 
 def serve(settings: Settings, stop: threading.Event) -> None:
@@ -130,6 +174,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
             log.warning("waiting for database or broker", error=str(error).partition("\n")[0])
             stop.wait(1)
         stop.wait(INTERVAL_S)
+    dispatcher.wait(STOP_S)
     app.close()
     engine.dispose()
 

@@ -6,8 +6,10 @@ cannot read is a ValueError that says what was expected.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from kontext_model.lora_file import LoraPin
@@ -19,6 +21,7 @@ FITS = ("pad", "crop", "stretch")
 PROMPT_MAX_CHARACTERS = 10_000
 LORA_MAX_CHARACTERS = 2_000
 SEED_MAX = 2**63 - 1
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,33 @@ def _lora(text: str) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class Deadline:
+    """A time, in seconds since the epoch, or so many seconds from the making of the batch."""
+
+    seconds: float
+    relative: bool
+
+
+def read_deadline(text: str) -> Deadline:
+    """Read `90m`, `2h`, `1d`, or an ISO time that names its zone. Raises ValueError."""
+    expected = f"expected 90m, 2h, 1d or a time with its zone, as 2026-11-26T06:00+08:00, not {text[:80]!r}"
+    if (duration := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())) is not None:
+        return Deadline(float(duration[1]) * _UNIT_S[duration[2]], relative=True)
+    try:
+        time = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ValueError(expected) from None
+    if time.tzinfo is None:
+        raise ValueError(expected)
+    return Deadline(time.timestamp(), relative=False)
+
+
+def _deadline(text: str) -> str:
+    read_deadline(text)
+    return text.strip()
+
+
 OPTIONS: Mapping[str, Callable[[str], Any]] = {
     "prompt": _text,
     "preset": _one_of(*PRESETS),
@@ -115,11 +145,14 @@ OPTIONS: Mapping[str, Callable[[str], Any]] = {
 PER_JOB: Mapping[str, Callable[[str], int]] = {"seed": _whole(0, SEED_MAX), "priority": _whole(-100, 100)}
 """What is asked of one job beside its recipe."""
 
+PER_BATCH: Mapping[str, Callable[[str], Any]] = {"max_error_rate": _number(0, 1), "deadline": _deadline}
+"""What is asked of a batch as a whole; keys of `--set`, no columns."""
+
 
 def read_option(name: str, text: str) -> Any:
     """Read the text of one option. Raises OptionError."""
     try:
-        return (OPTIONS.get(name) or PER_JOB[name])(text)
+        return {**OPTIONS, **PER_JOB, **PER_BATCH}[name](text)
     except ValueError as error:
         raise OptionError(name, f"bad_{name}", f"{name}: {error}") from None
 

@@ -1,6 +1,7 @@
-"""The rescuer: takes back what dead workers held and rings the bells that were lost.
+"""The rescuer: takes back what dead and hanging workers held and rings the bells that were lost.
 
-Owns leases and missing bells. Refuses to guess from the broker what is running: SQL decides. Any number may run.
+Owns leases, stage deadlines and missing bells. Refuses to guess from the broker what is running: SQL decides.
+Any number may run.
 """
 
 import time
@@ -14,7 +15,7 @@ from sqlalchemy import Engine
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.database import reading
-from orchestrator.state.messages import Bell, bells_needed
+from orchestrator.state.messages import Bell
 from orchestrator.state.queries import Group
 
 CRASHES_ALLOWED = 2
@@ -45,42 +46,44 @@ class Rescuer:
 
     def _take_back(self) -> list[Bell]:
         with reading(self._engine).connect() as connection:
-            dead = queries.dead_workers(connection, lease_s=self._settings.lease_s)
+            dead = queries.dead_workers(
+                connection, lease_s=self._settings.lease_s, stage_deadline_s=self._settings.stage_deadline_s
+            )
         groups: list[Group] = []
         for worker_id in dead:
             with self._engine.begin() as connection:
                 queries.end_worker(connection, worker_id)
                 taken = queries.take_back(connection, worker_id, crashes_allowed=CRASHES_ALLOWED)
-            log.warning("worker is dead, its jobs are taken back", worker=worker_id, jobs=len(taken))
+            log.warning("worker is dead or hangs, its jobs are taken back", worker=worker_id, jobs=len(taken))
             groups += taken
         return [Bell(g.stage, g.revision, g.recipe_id, g.canvas) for g in groups]
 
     def _missing(self) -> list[Bell]:
         with reading(self._engine).connect() as connection:
-            groups = queries.groups_queued(connection, older_than_s=PATIENCE_S)
-        if not groups:
+            units = queries.units_queued(connection, older_than_s=PATIENCE_S, unit_size=self._settings.unit_size)
+        if not units:
             return []
-        queues = sorted({Bell(g.stage, g.revision, g.recipe_id, g.canvas).queue for g in groups})
+        queues = sorted({Bell(g.stage, g.revision, g.recipe_id, g.canvas).queue for g in units})
         with self._broker.pipeline(transaction=False) as pipeline:
             for queue in queues:
                 pipeline.llen(queue)
             present = dict(zip(queues, pipeline.execute(), strict=True))
-        bells = missing_bells(groups, present, self._settings.unit_size)
+        bells = missing_bells(units, present)
         if bells:
             log.info("bells rung again", bells=len(bells))
         return bells
 
 
-def missing_bells(groups: Mapping[Group, int], present: Mapping[str, int], unit_size: int) -> list[Bell]:
-    """The bells that the queues lack for the rows SQL holds, for the groups that wait longest.
+def missing_bells(units: Mapping[Group, int], present: Mapping[str, int]) -> list[Bell]:
+    """The bells that the queues lack for the units SQL holds, for the groups that wait longest.
 
     `present` is the length of each queue. A queue that holds enough bells, whosever they are, gets none: it drains and
     is looked at again.
     """
     wanted = [
         bell
-        for group, rows in groups.items()
-        for bell in [Bell(group.stage, group.revision, group.recipe_id, group.canvas)] * bells_needed(rows, unit_size)
+        for group, count in units.items()
+        for bell in [Bell(group.stage, group.revision, group.recipe_id, group.canvas)] * count
     ]
     needed = Counter(bell.queue for bell in wanted)
     lacking = {queue: count - present.get(queue, 0) for queue, count in needed.items()}

@@ -11,7 +11,7 @@ import torch
 from redis.exceptions import RedisError
 
 from kontext_model.lora_file import LoraError
-from orchestrator.state.queries import Claimed
+from orchestrator.state.queries import Claimed, Failed, Retried
 from orchestrator.state.transitions import ErrorClass
 from orchestrator.storage import StorageError
 from workers.source import SourceError
@@ -19,13 +19,14 @@ from workers.source import SourceError
 
 @dataclass(frozen=True)
 class Failure:
-    """One job's stage that failed."""
+    """One job's stage that failed, as one of so many that ran `together`."""
 
     job: Claimed
     seconds: float
     code: str
     error_class: ErrorClass
     message: str
+    together: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,20 @@ def classify(error: Exception) -> tuple[str, ErrorClass, str]:
     return "internal_error", ErrorClass.INTERNAL, f"{type(error).__name__}: {error}"
 
 
-def delay_s(failure: Failure) -> float | None:
-    """Seconds until the stage is tried again, jittered; None when the job has failed for good."""
-    policy = POLICIES[failure.error_class]
-    if failure.job.failures + 1 >= policy.tries:
-        return None
-    backoff_s: float = min(policy.ceiling_s, policy.base_s * 2**failure.job.failures)
-    return backoff_s * random.uniform(0.5, 1.5)
+def judge(failure: Failure) -> Failed | Retried:
+    """What becomes of a job: its stage is tried again after a jittered back-off, or it has failed for good.
+
+    A unit that found too little memory is claimed again in halves, down to each job alone: only there it is the job's
+    own failure, and counts.
+    """
+    job, policy = failure.job, POLICIES[failure.error_class]
+    told = (job.id, job.attempt, failure.seconds, failure.code, failure.message)
+    if failure.error_class is ErrorClass.CAPACITY and failure.together > 1:
+        return Retried(*told, delay_s=_jittered(policy.base_s), counted=0, unit_limit=failure.together // 2)
+    if job.failures + 1 >= policy.tries:
+        return Failed(*told)
+    return Retried(*told, delay_s=_jittered(min(policy.ceiling_s, policy.base_s * 2**job.failures)))
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(0.5, 1.5)

@@ -272,11 +272,11 @@ def _store(bench: Bench, job: Claimed, picture: Image.Image, clock: _Clock) -> F
     return Finished(job.id, job.attempt, clock.share(), store.locate(key), sha256)
 
 
-def _failure(job: Claimed, clock: _Clock, error: Exception) -> Failure:
+def _failure(job: Claimed, clock: _Clock, error: Exception, together: int = 1) -> Failure:
     code, error_class, message = classify(error)
     if error_class is ErrorClass.INTERNAL:
         log.error("job failed", job=job.id, exc_info=error)
-    return Failure(job, clock.share(), code, error_class, message)
+    return Failure(job, clock.share(), code, error_class, message, together)
 
 
 def _together_or_alone(
@@ -288,7 +288,8 @@ def _together_or_alone(
 ) -> Iterator[Claimed]:
     """Run jobs together; if that fails, each alone. Gives those that went well, notes the failures.
 
-    A LoRA that cannot be used is every job's failure at once: a unit has one recipe.
+    A LoRA that cannot be used is every job's failure at once: a unit has one recipe. So is too little memory: the jobs
+    are claimed again in smaller units.
     """
     if not jobs:
         return
@@ -301,6 +302,9 @@ def _together_or_alone(
             return
         if len(jobs) == 1:
             outcome.failed.append(_failure(jobs[0], clock, error))
+            return
+        if classify(error)[1] is ErrorClass.CAPACITY:
+            outcome.failed += [_failure(job, clock, error, len(jobs)) for job in jobs]
             return
         log.warning("unit failed together, trying each job alone", jobs=len(jobs), error=repr(error)[:300])
         for job in jobs:

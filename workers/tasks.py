@@ -14,10 +14,10 @@ from sqlalchemy.exc import DBAPIError
 
 from orchestrator.state import queries
 from orchestrator.state.messages import Bell, bells_needed
-from orchestrator.state.queries import Claimed, Failed, Group
+from orchestrator.state.queries import Claimed, Retried
 from orchestrator.state.transitions import Stage
 from workers.bench import Bench
-from workers.failures import Failure, classify, delay_s
+from workers.failures import Failure, classify, judge
 from workers.heartbeat import hand_back_doubtful
 from workers.shift import Shift
 from workers.stages import STAGES, Outcome
@@ -43,8 +43,9 @@ class Worker:
     def serve(self, bell: Bell) -> int:
         """Answer a bell: claim one unit, do its stage, hand its jobs on. Gives the number of jobs claimed.
 
-        A worker that serves the next stage too goes on with the jobs it has: the unit it would ring for, without a
-        message. One that is stopping claims nothing: SQL holds the work, and the rescuer rings again.
+        A bell says that its stage has work; what is done first, SQL says: the most urgent. A worker that serves the
+        next stage too goes on with the jobs it has: the unit it would ring for, without a message. One that is stopping
+        claims nothing: SQL holds the work, and the rescuer rings again.
         """
         if self.stopping():
             return 0
@@ -56,12 +57,16 @@ class Worker:
 
     def _serve(self, bell: Bell) -> int:
         self.shift.begin("claim")
-        group = Group(bell.stage, bell.recipe_id, bell.canvas, bell.revision)
         settings = self.bench.settings
         try:
             with self.bench.direct.connect() as connection:
                 unit = queries.claim(
-                    connection, group, numerics=settings.numerics, worker_id=self.id, limit=settings.unit_size
+                    connection,
+                    bell.stage,
+                    revision=bell.revision,
+                    numerics=settings.numerics,
+                    worker_id=self.id,
+                    limit=settings.unit_size,
                 )
         except DBAPIError as error:
             # The rows stay queued and the rescuer rings for them; those claimed unbeknownst to us are given back.
@@ -69,6 +74,8 @@ class Worker:
             self._persist(lambda: self._settle(bell, [], Outcome(), release=True))
             return 0
         claimed = len(unit)
+        if unit:
+            bell = replace(bell, recipe_id=unit[0].recipe_id, canvas=unit[0].canvas or "")
         while unit:
             outcome = self._work(bell.stage, unit)
             bell, unit = self._hand_on(bell, unit, outcome)
@@ -80,7 +87,7 @@ class Worker:
             return STAGES[stage](self.bench, self.bench.recipe(unit[0].recipe_id), unit)
         except Exception as error:  # what no stage could pin on one job: Redis or SQL away, a recipe missing
             log.error("stage failed", stage=stage, jobs=len(unit), exc_info=error)
-            return Outcome(failed=[Failure(job, 0.0, *classify(error)) for job in unit])
+            return Outcome(failed=[Failure(job, 0.0, *classify(error), len(unit)) for job in unit])
 
     def _hand_on(self, bell: Bell, unit: Sequence[Claimed], outcome: Outcome) -> tuple[Bell, list[Claimed]]:
         """Commit what became of the unit, ring for what others do next; gives what this worker goes on with."""
@@ -153,13 +160,9 @@ def _write_ends(connection: Connection, stage: Stage, outcome: Outcome) -> set[i
     moved = queries.advance(connection, stage, outcome.advanced) if outcome.advanced else set()
     moved |= queries.succeed(connection, stage, outcome.finished)
     queries.lose_handoffs(connection, stage, outcome.lost)
-    for failure in outcome.failed:
-        end = Failed(failure.job.id, failure.job.attempt, failure.seconds, failure.code, failure.message)
-        delay = delay_s(failure)
-        if delay is None:
-            moved |= queries.fail(connection, stage, [end])
-        else:
-            queries.retry(connection, stage, [end], delay_s=delay)
+    judged = [judge(failure) for failure in outcome.failed]
+    queries.retry(connection, stage, [end for end in judged if isinstance(end, Retried)])
+    moved |= queries.fail(connection, stage, [end for end in judged if not isinstance(end, Retried)])
     return moved
 
 

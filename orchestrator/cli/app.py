@@ -57,6 +57,12 @@ _Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="An option for every row: steps=8. Repeatable."),
 ]
 _Priority = Annotated[int, typer.Option(min=-100, max=100, help="Urgency among the batches.")]
+_MaxErrorRate = Annotated[
+    str | None, typer.Option(metavar="SHARE", help="Pause when more of the jobs fail than this: 0.2.")
+]
+_Deadline = Annotated[
+    str | None, typer.Option(metavar="WHEN", help="Fail what is not claimed by then: 90m, 2h, 1d, or an ISO time.")
+]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Check every row; make no batch, start nothing.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 _Batch = Annotated[str, typer.Argument(metavar="ID", help="The batch, as `kontext batches` lists it.")]
@@ -87,6 +93,8 @@ def run(
     out: _Out = None,
     settings: _Set = None,
     priority: _Priority = 0,
+    max_error_rate: _MaxErrorRate = None,
+    deadline: _Deadline = None,
     sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Write a contact sheet at the end.")] = None,
     dry_run: _DryRun = False,
     json: _Json = False,
@@ -98,7 +106,8 @@ def run(
     from orchestrator.cli.request import read_call
     from orchestrator.cli.run import check_rows, run_catalogue
 
-    call = read_call(catalogue, preset, prompt, settings or [], out, priority)
+    named = {"preset": preset, "prompt": prompt, "max_error_rate": max_error_rate, "deadline": deadline}
+    call = read_call(catalogue, named, settings or [], out, priority)
     raise typer.Exit(check_rows(call, as_json=json) if dry_run else run_catalogue(call, as_json=json, sheet=sheet))
 
 
@@ -110,6 +119,8 @@ def submit(
     out: _Out = None,
     settings: _Set = None,
     priority: _Priority = 0,
+    max_error_rate: _MaxErrorRate = None,
+    deadline: _Deadline = None,
     dry_run: _DryRun = False,
     json: _Json = False,
 ) -> None:
@@ -118,7 +129,8 @@ def submit(
     from orchestrator.cli.run import check_rows
     from orchestrator.cli.submit import submit_catalogue
 
-    call = read_call(catalogue, preset, prompt, settings or [], out, priority)
+    named = {"preset": preset, "prompt": prompt, "max_error_rate": max_error_rate, "deadline": deadline}
+    call = read_call(catalogue, named, settings or [], out, priority)
     raise typer.Exit(check_rows(call, as_json=json) if dry_run else submit_catalogue(call, as_json=json))
 
 
@@ -162,6 +174,56 @@ def jobs(
     from orchestrator.cli.reports import list_jobs
 
     list_jobs(batch, state or [], as_json=json)
+
+
+@app.command()
+def pause(batch: _Batch, json: _Json = False) -> None:
+    """Claim nothing more of a batch; what is running ends its stage."""
+    from orchestrator.cli.controls import pause_batch
+
+    pause_batch(batch, as_json=json)
+
+
+@app.command()
+def resume(batch: _Batch, json: _Json = False) -> None:
+    """Go on with a paused batch."""
+    from orchestrator.cli.controls import resume_batch
+
+    resume_batch(batch, as_json=json)
+
+
+@app.command()
+def cancel(batch: _Batch, json: _Json = False) -> None:
+    """End a batch early; what succeeded stays, with a manifest."""
+    from orchestrator.cli.controls import cancel_batch
+
+    cancel_batch(batch, as_json=json)
+
+
+@app.command()
+def retry(
+    batch: _Batch,
+    state: Annotated[list[JobState] | None, typer.Option(help="failed (default) or cancelled. Repeatable.")] = None,
+    code: Annotated[list[str] | None, typer.Option(help="Only jobs with this error code. Repeatable.")] = None,
+    line: Annotated[list[int] | None, typer.Option(help="Only this line of the catalogue. Repeatable.")] = None,
+    json: _Json = False,
+) -> None:
+    """Try failed or cancelled jobs again, in the same batch; one that had ended runs again."""
+    from orchestrator.cli.controls import retry_jobs
+
+    retry_jobs(batch, state or [], code or [], line or [], as_json=json)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})  # or -5 would be an option
+def priority(
+    batch: _Batch,
+    value: Annotated[int, typer.Argument(metavar="N", min=-100, max=100, help="Urgency among the batches.")],
+    json: _Json = False,
+) -> None:
+    """Change the urgency of a batch, also of its jobs that are queued already."""
+    from orchestrator.cli.controls import set_priority
+
+    set_priority(batch, value, as_json=json)
 
 
 @app.command()

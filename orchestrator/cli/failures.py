@@ -29,13 +29,14 @@ def explain(error: Exception) -> tuple[int, str]:
     from kontext_model.revision import CheckpointError
     from orchestrator.batches import BatchError
     from orchestrator.catalogs import CatalogueError
+    from orchestrator.control import ControlError
     from orchestrator.local_stack import StackError
     from orchestrator.recipes import OptionError
     from orchestrator.settings import SettingsError
     from orchestrator.state.migration import MigrationError
     from orchestrator.storage import StorageError
 
-    if isinstance(error, (CallError, SettingsError, CatalogueError, CheckpointError, OptionError)):
+    if isinstance(error, (CallError, SettingsError, CatalogueError, CheckpointError, ControlError, OptionError)):
         return BAD_CALL, str(error)
     if isinstance(error, (RunError, BatchError, MigrationError, StackError, StorageError)):
         return ERROR, str(error)

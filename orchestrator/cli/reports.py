@@ -21,7 +21,7 @@ from orchestrator.settings import read_settings
 from orchestrator.state import queries
 from orchestrator.state.database import reading
 from orchestrator.state.queries import Batch
-from orchestrator.state.transitions import BatchStatus, JobState
+from orchestrator.state.transitions import JobState
 
 COUNTS = ("total", *(state.value for state in JobState))
 JOB_LINE = "{line:>8}  {custom_id:<32}  {state:<10}  {stage:<7}  {attempts:>8}  {seconds:>8}  {outcome}"
@@ -99,11 +99,11 @@ def show_batch(batch_id: str, *, as_json: bool) -> None:
             errors = queries.count_by_error(connection, batch_id)
             seconds = queries.stage_seconds(connection, batch_id)
     batch = snapshot.batch
-    manifest = f"{batch.results_uri}/manifest.jsonl" if batch.status == BatchStatus.COMPLETED else None
     told = {
         **_describe_briefly(snapshot),
         "results": batch.results_uri,
-        "manifest": manifest,
+        "manifest": batch.manifest_uri,
+        "deadline_at": _iso(batch.deadline_at),
         "checkpoint": batch.checkpoint,
         "revision": batch.revision,
         "numerics": batch.numerics,
@@ -128,11 +128,13 @@ def _write_batch(snapshot: Snapshot, told: dict[str, Any]) -> Iterator[str]:
         yield f"  manifest    {told['manifest']}"
     yield f"  checkpoint  {batch.checkpoint} at {batch.revision[:12]} ({batch.numerics})"
     yield f"  made        {told['created_at']}" + (f", ended {told['ended_at']}" if told["ended_at"] else "")
+    if told["deadline_at"]:
+        yield f"  deadline    {told['deadline_at']}"
     yield "  work        " + ", ".join(f"{stage} {show_duration(value)}" for stage, value in told["seconds"].items())
     for code, number in told["errors"].items():
         yield f"  failed      {number:,} × {code}"
     if told["errors"]:
-        yield f"  next        kontext jobs {batch.id} --state failed"
+        yield f"  next        kontext jobs {batch.id} --state failed, then kontext retry {batch.id}"
 
 
 def list_jobs(batch_id: str, states: Sequence[JobState], *, as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """What a call asks for: its flags, read and checked before anything is started or stored.
 
-Owns `--preset`, `--prompt`, `--set`, `--out`. Refuses what could only fail later, row by row.
+Owns `--preset`, `--prompt`, `--max-error-rate`, `--deadline`, `--set`, `--out`. Refuses what could only fail later, row
+by row.
 """
 
 import difflib
@@ -16,7 +17,7 @@ from orchestrator.catalogs import Catalogue, CatalogueError, open_catalogue
 from orchestrator.cli.failures import CallError
 from orchestrator.local_stack.servers import BUCKET
 from orchestrator.presets import PRESETS
-from orchestrator.recipes import OPTIONS, PER_JOB, OptionError, read_option
+from orchestrator.recipes import OPTIONS, PER_BATCH, PER_JOB, OptionError, read_option
 from orchestrator.settings import Settings
 from orchestrator.storage import StorageError, open_store
 from orchestrator.storage.loras import pin_lora
@@ -35,10 +36,13 @@ class Call:
 
 
 def read_call(
-    catalogue: str, preset: str | None, prompt: str | None, texts: Sequence[str], out: str | None, priority: int
+    catalogue: str, named: Mapping[str, str | None], texts: Sequence[str], out: str | None, priority: int
 ) -> Call:
-    """Check the flags. Raises CallError, which names the nearest word for one that is unknown."""
-    given = [(f"--{name}", name, text) for name, text in (("preset", preset), ("prompt", prompt)) if text is not None]
+    """Check the flags: options with a flag of their own by name, and the `texts` of `--set`.
+
+    Raises CallError, which names the nearest word for one that is unknown.
+    """
+    given = [(f"--{name.replace('_', '-')}", name, text) for name, text in named.items() if text is not None]
     given += [(f"--set {text}", *_split(text)) for text in texts]
     asked: dict[str, Any] = {}
     for flag, name, text in given:
@@ -60,7 +64,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _read(flag: str, name: str, text: str) -> Any:
-    known = {**OPTIONS, "seed": PER_JOB["seed"]}
+    known = {**OPTIONS, "seed": PER_JOB["seed"], **PER_BATCH}
     if name == "priority":
         raise CallError(f"{flag}: use --priority for the whole batch, or give the catalogue a column priority")
     if name not in known:

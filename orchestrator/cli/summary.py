@@ -65,7 +65,7 @@ def describe(summary: Summary) -> dict[str, Any]:
         "reused": counts.reused,
         "seconds": round(summary.seconds, 3),
         "results": batch.results_uri,
-        "manifest": f"{batch.results_uri}/manifest.jsonl" if batch.status == BatchStatus.COMPLETED else None,
+        "manifest": batch.manifest_uri,
         "errors": summary.errors,
     }
     if len(summary.errors) < counts.failed:
@@ -84,11 +84,11 @@ def write_lines(summary: Summary) -> Iterator[str]:
     if batch.reason:
         yield f"  reason    {batch.reason}"
     yield f"  results   {batch.results_uri}"
-    if batch.status == BatchStatus.COMPLETED:
-        yield f"  manifest  {batch.results_uri}/manifest.jsonl (and .csv)"
+    if batch.manifest_uri:
+        yield f"  manifest  {batch.manifest_uri} (and .csv)"
     yield from _write_failures(summary)
     if counts.failed:
-        yield f"  next      kontext jobs {batch.id} --state failed"
+        yield f"  next      kontext jobs {batch.id} --state failed, then kontext retry {batch.id}"
     if counts.succeeded:
         yield f"  {'' if counts.failed else 'next':<8}  kontext export {batch.id} DIR"
 

@@ -81,6 +81,7 @@ JOB_MOVES: dict[str, Move] = {
         Move("succeed", (_J.RUNNING,), _J.SUCCEEDED, "after decode, or reused at encode"),
         Move("retry", (_J.RUNNING,), _J.QUEUED, "same stage, back-off in run_at"),
         Move("hand_back", (_J.RUNNING,), _J.QUEUED, "same stage"),
+        Move("take_back", (_J.RUNNING,), _J.QUEUED, "same stage, its worker died or hangs"),
         Move("lose_handoff", (_J.RUNNING, _J.QUEUED), _J.QUEUED, "encode"),
         Move("fail", (_J.RUNNING,), _J.FAILED),
         Move("expire", (_J.PENDING, _J.QUEUED), _J.FAILED, "deadline passed"),

@@ -53,9 +53,10 @@ class Seeder:
         return Group(Stage.ENCODE, given.get("recipe", RECIPE), "", batch.revision)
 
     def claim(self, group: Group, limit: int = 100, worker: str = "w", numerics: str = NUMERICS) -> list[Claimed]:
-        """Claim, and commit."""
+        """Claim at the group's stage, and commit."""
+        given = {"revision": group.revision, "numerics": numerics, "worker_id": worker, "limit": limit}
         with self.engine.begin() as connection:
-            return queries.claim(connection, group, numerics=numerics, worker_id=worker, limit=limit)
+            return queries.claim(connection, group.stage, **given)
 
     def do(self, query: Callable[..., T], *given: Any, **named: Any) -> T:
         """Run one query in a transaction of its own."""

@@ -17,7 +17,7 @@ from orchestrator.manifest import describe_jobs, write_files, write_manifest
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.bulk import insert_jobs
-from orchestrator.state.queries import Batch, Failed, Finished, Group
+from orchestrator.state.queries import Batch, Finished, Group, Retried
 from orchestrator.state.transitions import JobState, Stage
 from orchestrator.storage import StorageError
 from tests.integration.seeding import Seeder, job_row
@@ -166,7 +166,7 @@ def test_jobs_are_described_as_they_stand(shop: Shop) -> None:
     batch = shop.fill(["image"], ["a.jpg"], ["b.jpg"], ["c.jpg"])
     recipe = next(iter(seed.do(queries.dispatch, batch.id, 2)))
     (job,) = seed.claim(Group(Stage.ENCODE, recipe, "", batch.revision), 1, numerics=batch.numerics)
-    seed.do(queries.retry, Stage.ENCODE, [Failed(job.id, 0, 0.1, "unavailable", "away")], delay_s=60)
+    seed.do(queries.retry, Stage.ENCODE, [Retried(job.id, 0, 0.1, "unavailable", "away", 60)])
     first, second, third = describe_jobs(shop.engine, batch)
     assert (first["state"], first["stage"], first["attempt"], first["code"]) == ("queued", "encode", 1, "unavailable")
     assert (second["state"], second["stage"], second["attempt"]) == ("queued", "encode", 0)

@@ -12,9 +12,9 @@ from sqlalchemy import Engine, select, text, update
 from orchestrator.state import queries
 from orchestrator.state.bulk import insert_jobs
 from orchestrator.state.database import now, open_database, reading
-from orchestrator.state.queries import Advanced, Claimed, Ended, Failed, Finished, Group
+from orchestrator.state.queries import AGING_S, Advanced, Claimed, Ended, Failed, Finished, Group, Retried
 from orchestrator.state.queries.batches import PAGE_ROWS
-from orchestrator.state.tables import jobs, workers
+from orchestrator.state.tables import batches, jobs, workers
 from orchestrator.state.transitions import BatchStatus, JobState, Stage
 from tests.integration.seeding import NUMERICS, RECIPE, REVISION, Seeder, job_row
 
@@ -31,6 +31,14 @@ def finished(job: Claimed, **more: Any) -> Finished:
 
 def failed(job: Claimed, message: str = "no route") -> Failed:
     return Failed(job.id, job.attempt, 0.1, "unavailable", message)
+
+
+def retried(job: Claimed, delay_s: float = 0.0, **more: Any) -> Retried:
+    return Retried(job.id, job.attempt, 0.1, "unavailable", "no route", delay_s, **more)
+
+
+def dead(seed: Seeder) -> list[str]:
+    return seed.do(queries.dead_workers, lease_s=15, stage_deadline_s=900)
 
 
 def ended(job: Claimed) -> Ended:
@@ -104,19 +112,45 @@ class TestClaim:
         group = seed.queued(2)
         assert seed.do(queries.move_batch, "b", BatchStatus(status))
         assert seed.claim(group) == []
-        assert seed.do(queries.groups_queued, older_than_s=0) == {}
+        assert seed.do(queries.units_queued, older_than_s=0, unit_size=1) == {}
 
-    def test_another_model_or_group_gives_nothing(self, seed: Seeder) -> None:
+    def test_another_model_or_stage_gives_nothing(self, seed: Seeder) -> None:
         group = seed.queued(1)
         assert seed.claim(group, numerics="bfloat16/v1") == []
-        for other in (
-            Group(Stage.ENCODE, RECIPE, "", "b" * 64),
-            Group(Stage.ENCODE, "other recipe", "", REVISION),
-            Group(Stage.ENCODE, RECIPE, "256x256", REVISION),
-            Group(Stage.SAMPLE, RECIPE, "", REVISION),
-        ):
-            assert seed.claim(other) == []
+        assert seed.claim(Group(Stage.ENCODE, RECIPE, "", "b" * 64)) == []
+        assert seed.claim(Group(Stage.SAMPLE, RECIPE, "", REVISION)) == []
         assert len(seed.claim(group)) == 1
+
+    def test_a_unit_is_of_one_group_the_most_urgent_one(self, seed: Seeder) -> None:
+        # Whatever group the bell named: priority acts at the next claim.
+        calm = seed.queued(3, "calm", recipe="calm")
+        seed.queued(2, "urgent", recipe="urgent", priority=1)
+        assert [job.batch_id for job in seed.claim(calm, 8)] == ["urgent", "urgent"]
+        assert [job.batch_id for job in seed.claim(calm, 8)] == ["calm"] * 3
+
+    def test_what_has_waited_long_goes_before_what_is_urgent(self, seed: Seeder) -> None:
+        group = seed.queued(1, "calm")
+        with seed.engine.begin() as connection:
+            connection.execute(update(jobs).values(urgency=jobs.c.urgency + 2.1 * AGING_S))
+        seed.queued(1, "urgent", priority=2)
+        seed.queued(1, "more urgent", priority=3)
+        assert [seed.claim(group, 1)[0].batch_id for _ in range(3)] == ["more urgent", "calm", "urgent"]
+
+    def test_a_worker_that_was_declared_dead_gets_nothing(self, seed: Seeder) -> None:
+        group = seed.queued(1)
+        TestWorkers().register(seed)
+        seed.do(queries.end_worker, "w")
+        assert seed.claim(group, worker="w") == []
+        assert len(seed.claim(group, worker="other")) == 1
+
+    def test_an_overdue_batch_gives_nothing(self, seed: Seeder) -> None:
+        group = seed.queued(2, deadline_at=time.time() + 3600)
+        (job,) = seed.claim(group, 1)
+        with seed.engine.begin() as connection:
+            connection.execute(update(batches).values(deadline_at=now() - 1))
+        assert seed.claim(group) == []
+        assert seed.do(queries.carry, Stage.ENCODE, [advanced(job)]) == []
+        assert seed.do(queries.units_queued, older_than_s=0, unit_size=1) == {}
 
     def test_no_job_is_ever_held_twice_nor_a_unit_larger_than_asked(self, seed: Seeder) -> None:
         group, held, lock = seed.queued(120), Counter[int](), threading.Lock()
@@ -133,11 +167,12 @@ class TestClaim:
 
     @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
     def test_a_worker_does_not_wait_for_anothers_claim(self, seed: Seeder) -> None:
-        group = seed.queued(6)
+        seed.queued(6)
+        given = {"revision": REVISION, "numerics": NUMERICS, "limit": 3}
         with seed.engine.begin() as slow, seed.engine.begin() as quick:
             quick.execute(text("SET LOCAL lock_timeout = '2s'"))
-            first = queries.claim(slow, group, numerics=NUMERICS, worker_id="slow", limit=3)
-            second = queries.claim(quick, group, numerics=NUMERICS, worker_id="quick", limit=3)
+            first = queries.claim(slow, Stage.ENCODE, worker_id="slow", **given)
+            second = queries.claim(quick, Stage.ENCODE, worker_id="quick", **given)
         assert {job.id for job in first}.isdisjoint(job.id for job in second) and len(first) == len(second) == 3
 
     def test_a_claim_tells_all_that_a_stage_needs(self, seed: Seeder) -> None:
@@ -193,7 +228,7 @@ class TestEnds:
         assert seed.do(queries.advance, stage, [advanced(job)]) == set()
         assert seed.do(queries.succeed, stage, [finished(job)]) == set()
         assert seed.do(queries.fail, stage, [failed(job)]) == set()
-        assert seed.do(queries.retry, stage, [failed(job)], delay_s=0) == set()
+        assert seed.do(queries.retry, stage, [retried(job)]) == set()
         assert seed.do(queries.lose_handoffs, stage, [ended(job)]) == set()
         assert (seed.row(job.id), seed.history(job.id)) == before
 
@@ -206,23 +241,23 @@ class TestEnds:
 
     def test_a_retry_waits_for_its_time_and_counts_a_failure(self, seed: Seeder) -> None:
         (job,) = bring_to_sample(seed, 1)
-        assert seed.do(queries.retry, Stage.SAMPLE, [failed(job)], delay_s=60) == {job.id}
+        assert seed.do(queries.retry, Stage.SAMPLE, [retried(job, 60)]) == {job.id}
         row = seed.row(job.id)
         assert (row["state"], row["stage"], row["attempt"], row["failures"], row["crashes"]) == (
             "queued", "sample", 1, 1, 0,
         )  # fmt: skip
         assert (row["code"], row["message"], row["worker_id"]) == ("unavailable", "no route", None)
-        assert seed.claim(SAMPLE) == [] and seed.do(queries.groups_queued, older_than_s=0) == {}
+        assert seed.claim(SAMPLE) == [] and seed.do(queries.units_queued, older_than_s=0, unit_size=1) == {}
         with seed.engine.begin() as connection:
             connection.execute(update(jobs).values(run_at=now() - 0.001))
-        assert seed.do(queries.groups_queued, older_than_s=0) == {SAMPLE: 1}
+        assert seed.do(queries.units_queued, older_than_s=0, unit_size=1) == {SAMPLE: 1}
         (again,) = seed.claim(SAMPLE)
         assert (again.attempt, again.failures, seed.row(job.id)["run_at"]) == (1, 1, None)
         assert seed.history(job.id) == [(0, "retry")]
 
     def test_a_job_that_succeeds_after_a_retry_shows_no_error(self, seed: Seeder) -> None:
         (job,) = seed.claim(seed.queued(1))
-        seed.do(queries.retry, Stage.ENCODE, [failed(job)], delay_s=0)
+        seed.do(queries.retry, Stage.ENCODE, [retried(job)])
         (job,) = seed.claim(Group(Stage.ENCODE, RECIPE, "", REVISION))
         seed.do(queries.succeed, Stage.ENCODE, [finished(job)])
         assert (seed.row(job.id)["code"], seed.row(job.id)["message"]) == (None, None)
@@ -285,18 +320,59 @@ class TestRelease:
         assert (row["crashes"], row["failures"], row["attempt"]) == (3, 0, 3) and row["ended_at"] is not None
         assert seed.history(guilty) == [(0, "crash"), (1, "crash"), (2, "crash")]
 
-    def test_jobs_without_a_suspect_go_together_before_the_suspects(self, seed: Seeder) -> None:
+    def test_a_suspect_is_claimed_alone_and_waits_for_nobody_who_came_later(self, seed: Seeder) -> None:
         group = seed.queued(4)
         suspect = seed.claim(group, 1)[0]
         seed.do(queries.take_back, "w", crashes_allowed=2)
-        assert suspect.id not in [job.id for job in seed.claim(group, 4)]
         assert [job.id for job in seed.claim(group, 4)] == [suspect.id]
+        assert suspect.id not in [job.id for job in seed.claim(group, 4)]
+
+    def test_a_unit_of_sixteen_with_one_guilty_job_loses_only_that_one(self, seed: Seeder) -> None:
+        group = seed.queued(16)
+        guilty = seed.claim(group, 16)[7].id
+        seed.do(queries.take_back, "w", crashes_allowed=2)
+        assert seed.do(queries.units_queued, older_than_s=0, unit_size=16) == {group: 16}  # a bell for each
+        while unit := seed.claim(group, 16):
+            if guilty in [job.id for job in unit]:
+                seed.do(queries.take_back, "w", crashes_allowed=2)
+            else:
+                seed.do(queries.succeed, Stage.ENCODE, [finished(job) for job in unit])
+        assert [(row["state"], row["crashes"]) for row in seed.rows()].count(("succeeded", 1)) == 15
+        assert (seed.row(guilty)["state"], seed.row(guilty)["code"]) == ("failed", "poison")
+
+    def test_a_suspect_that_survives_its_stage_is_trusted_in_the_next(self, seed: Seeder) -> None:
+        group = seed.queued(3)
+        seed.claim(group, 3)
+        seed.do(queries.take_back, "w", crashes_allowed=2)
+        for _ in range(3):
+            seed.do(queries.advance, Stage.ENCODE, [advanced(job) for job in seed.claim(group, 3)])
+        assert len(seed.claim(SAMPLE, 3)) == 3
+
+    def test_too_little_memory_makes_the_next_unit_smaller(self, seed: Seeder) -> None:
+        group = seed.queued(8)
+        unit = seed.claim(group, 8)
+        seed.do(queries.retry, Stage.ENCODE, [retried(job, counted=0, unit_limit=4) for job in unit])
+        first = seed.claim(group, 8)
+        assert len(first) == 4 and {job.failures for job in first} == {0}
+        seed.do(queries.retry, Stage.ENCODE, [retried(job, unit_limit=2) for job in first])
+        assert [len(seed.claim(group, 8)) for _ in range(4)] == [2, 2, 4, 0]
+
+    def test_a_worker_that_hangs_in_a_stage_is_dead_though_its_heart_beats(self, seed: Seeder) -> None:
+        group = seed.queued(1)
+        TestWorkers().register(seed)
+        (job,) = seed.claim(group)
+        with seed.engine.begin() as connection:
+            connection.execute(update(jobs).values(stage_at=now() - 100))
+        assert seed.do(queries.dead_workers, lease_s=15, stage_deadline_s=101) == []
+        assert seed.do(queries.dead_workers, lease_s=15, stage_deadline_s=99) == ["w"]
+        assert seed.do(queries.carry, Stage.ENCODE, [advanced(job)])
+        assert seed.do(queries.dead_workers, lease_s=15, stage_deadline_s=99) == []  # the next stage began
 
     def test_a_poisoned_job_gives_no_group_to_ring_for(self, seed: Seeder) -> None:
         group = seed.queued(1)
         seed.claim(group)
         assert seed.do(queries.take_back, "w", crashes_allowed=0) == []
-        assert seed.do(queries.groups_queued, older_than_s=0) == {}
+        assert seed.do(queries.units_queued, older_than_s=0, unit_size=1) == {}
 
     def test_the_history_tells_of_no_attempt_that_had_moved_on(self, seed: Seeder) -> None:
         if seed.engine.dialect.name == "sqlite":
@@ -354,10 +430,10 @@ class TestViews:
 
     def test_groups_come_longest_waiting_first(self, seed: Seeder) -> None:
         one, two = seed.queued(2, "b"), seed.queued(3, "c", recipe="other")
-        assert list(seed.do(queries.groups_queued, older_than_s=0).items()) == [(one, 2), (two, 3)]
-        seed.do(queries.retry, Stage.ENCODE, [failed(job) for job in seed.claim(one)], delay_s=0)
-        assert list(seed.do(queries.groups_queued, older_than_s=0)) == [two, one]
-        assert seed.do(queries.groups_queued, older_than_s=60) == {}
+        assert list(seed.do(queries.units_queued, older_than_s=0, unit_size=1).items()) == [(one, 2), (two, 3)]
+        seed.do(queries.retry, Stage.ENCODE, [retried(job) for job in seed.claim(one, 2)])
+        assert list(seed.do(queries.units_queued, older_than_s=0, unit_size=1)) == [two, one]
+        assert seed.do(queries.units_queued, older_than_s=60, unit_size=1) == {}
 
     def test_only_wanted_work_is_held(self, seed: Seeder) -> None:
         first, second = seed.claim(seed.queued(2))
@@ -487,9 +563,9 @@ class TestWorkers:
     def test_a_heartbeat_keeps_a_worker_alive(self, seed: Seeder) -> None:
         self.register(seed)
         self.silence(seed, 20)
-        assert seed.do(queries.dead_workers, lease_s=15) == ["w"] and seed.do(queries.live_workers, lease_s=15) == []
+        assert dead(seed) == ["w"] and seed.do(queries.live_workers, lease_s=15) == []
         assert seed.do(queries.beat, "w", rss_bytes=123)
-        assert seed.do(queries.dead_workers, lease_s=15) == []
+        assert dead(seed) == []
         (worker,) = seed.do(queries.live_workers, lease_s=15)
         assert (worker.id, worker.rss_bytes, worker.pid, worker.stages) == ("w", 123, 7, "encode")
 
@@ -497,16 +573,15 @@ class TestWorkers:
         self.register(seed)
         assert seed.do(queries.end_worker, "w")
         assert not seed.do(queries.beat, "w", rss_bytes=1) and not seed.do(queries.end_worker, "w")
-        assert seed.do(queries.dead_workers, lease_s=15) == []
+        assert dead(seed) == []
 
     def test_an_ended_worker_that_still_holds_jobs_is_dead(self, seed: Seeder) -> None:
-        # It may claim after its death was reported, before it knows.
         self.register(seed)
-        seed.do(queries.end_worker, "w")
         seed.claim(seed.queued(1))
-        assert seed.do(queries.dead_workers, lease_s=15) == ["w"]
+        seed.do(queries.end_worker, "w")
+        assert dead(seed) == ["w"]
         seed.do(queries.take_back, "w", crashes_allowed=2)
-        assert seed.do(queries.dead_workers, lease_s=15) == []
+        assert dead(seed) == []
 
 
 class TestBacklog:

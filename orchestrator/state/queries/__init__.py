@@ -1,4 +1,5 @@
-"""Every statement, named: `batches` for what was asked, `jobs` for the way of a job, `workers` for who is alive.
+"""Every statement, named: `batches` for what was asked, `jobs` for the way of a job, `control` for what is asked of it
+meanwhile, `workers` for who is alive.
 
 Functions take an open connection and never commit: the caller says what belongs together. All of them run on
 PostgreSQL and SQLite alike.
@@ -19,12 +20,26 @@ from orchestrator.state.queries.batches import (
     note_ingested,
     open_batches,
     read_batch,
+    read_clock,
     read_recipe,
     stage_seconds,
     start_batch,
     stream_jobs,
 )
+from orchestrator.state.queries.control import (
+    ENDS,
+    cancel_jobs,
+    close_batch,
+    count_failures,
+    expire_jobs,
+    match_jobs,
+    reopen_batch,
+    restart_jobs,
+    resume_batch,
+    set_priority,
+)
 from orchestrator.state.queries.jobs import (
+    AGING_S,
     advance,
     any_held,
     carry,
@@ -33,7 +48,6 @@ from orchestrator.state.queries.jobs import (
     dispatch,
     fail,
     find_reusable,
-    groups_queued,
     hand_back,
     in_flight,
     lose_handoffs,
@@ -41,8 +55,9 @@ from orchestrator.state.queries.jobs import (
     succeed,
     take_back,
     unfinished,
+    units_queued,
 )
-from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished, Group
+from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished, Group, Retried
 from orchestrator.state.queries.workers import (
     Worker,
     beat,
@@ -54,10 +69,12 @@ from orchestrator.state.queries.workers import (
 )
 
 __all__ = [
-    "Advanced", "Batch", "BatchCounts", "Claimed", "Ended", "Failed", "Finished", "Group", "Worker", "add_recipes",
-    "advance", "any_held", "beat", "carry", "claim", "count_batches", "count_by_error", "count_by_state",
-    "count_jobs", "create_batch", "dead_workers", "dispatch", "end_worker", "fail", "find_open_request",
-    "find_reusable", "groups_queued", "hand_back", "has_backlog", "in_flight", "last_end", "list_batches",
-    "live_workers", "lose_handoffs", "move_batch", "note_ingested", "open_batches", "read_batch", "read_recipe",
-    "register_worker", "retry", "stage_seconds", "start_batch", "stream_jobs", "succeed", "take_back", "unfinished",
+    "AGING_S", "ENDS", "Advanced", "Batch", "BatchCounts", "Claimed", "Ended", "Failed", "Finished", "Group",
+    "Retried", "Worker", "add_recipes", "advance", "any_held", "beat", "cancel_jobs", "carry", "claim", "close_batch",
+    "count_batches", "count_by_error", "count_by_state", "count_failures", "count_jobs", "create_batch",
+    "dead_workers", "dispatch", "end_worker", "expire_jobs", "fail", "find_open_request", "find_reusable",
+    "hand_back", "has_backlog", "in_flight", "last_end", "list_batches", "live_workers", "lose_handoffs",
+    "match_jobs", "move_batch", "note_ingested", "open_batches", "read_batch", "read_clock", "read_recipe",
+    "register_worker", "reopen_batch", "restart_jobs", "resume_batch", "retry", "set_priority", "stage_seconds",
+    "start_batch", "stream_jobs", "succeed", "take_back", "unfinished", "units_queued",
 ]  # fmt: skip

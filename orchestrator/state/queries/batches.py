@@ -38,6 +38,16 @@ class Batch:
     created_at: float
     started_at: float | None
     ended_at: float | None
+    deadline_at: float | None = None
+    dispatched_at: float | None = None
+    resumed_at: float | None = None
+    reopened: int = 0
+
+    @property
+    def manifest_uri(self) -> str | None:
+        """Where its manifest lies; None until it has ended."""
+        ended = self.status in (BatchStatus.COMPLETED, BatchStatus.CANCELLED)
+        return f"{self.results_uri}/manifest.jsonl" if ended else None
 
 
 @dataclass(frozen=True)
@@ -86,11 +96,21 @@ def open_batches(connection: Connection) -> list[Batch]:
     return [_batch(row) for row in connection.execute(statement).mappings()]
 
 
+def read_clock(connection: Connection) -> float:
+    """The database's clock, in seconds since the epoch."""
+    seconds: float = connection.execute(select(now())).scalar_one()
+    return seconds
+
+
 def find_open_request(connection: Connection, request: str) -> Batch | None:
-    """The newest unfinished batch of the very same request: what an interrupted call resumes."""
+    """The newest unfinished batch of the very same request, which an interrupted call resumes; none being cancelled."""
     statement = (
         select(batches)
-        .where(batches.c.request == request, batches.c.ended_at.is_(None))
+        .where(
+            batches.c.request == request,
+            batches.c.ended_at.is_(None),
+            batches.c.status != BatchStatus.CANCELLING,
+        )
         .order_by(batches.c.created_at.desc())
         .limit(1)
     )

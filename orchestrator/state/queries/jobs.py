@@ -7,7 +7,7 @@ and is dropped by the caller.
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import (
@@ -25,7 +25,8 @@ from sqlalchemy import (
 )
 
 from orchestrator.state.database import now, storable
-from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished, Group
+from orchestrator.state.messages import bells_needed
+from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished, Group, Retried
 from orchestrator.state.queries.statements import (
     as_json,
     carry_statement,
@@ -36,16 +37,22 @@ from orchestrator.state.queries.statements import (
 from orchestrator.state.tables import attempts, batches, in_state, jobs
 from orchestrator.state.transitions import BatchStatus, JobState, Stage
 
-# More than the widest range of a job's own priority.
-PRIORITY_SPAN = 1000
+AGING_S = 600.0
+"""Seconds of waiting that weigh as much as one point of a batch's priority: the urgent go first, nobody starves."""
+# A job's own priority orders the jobs of its batch: all of its range is less than one point of the batch's.
+JOB_PRIORITY_S = AGING_S / 1000
 
 
 def dispatch(connection: Connection, batch_id: str, limit: int) -> Mapping[str, int]:
-    """Move up to `limit` pending jobs of a batch to queued(encode); gives the number of jobs by recipe.
+    """Move up to `limit` pending jobs of a running batch to queued(encode); gives the number of jobs by recipe.
 
-    The batch's priority and then the job's become the order of claims.
+    When it is queued and the priorities of batch and job become the order of claims, for all its stages.
     """
-    priority = select(batches.c.priority).where(batches.c.id == batch_id).scalar_subquery()
+    asked = update(batches).where(batches.c.id == batch_id, batches.c.status == BatchStatus.RUNNING)
+    # Locks the row: a change of priority or status comes wholly before or wholly after.
+    priority = connection.execute(asked.values(dispatched_at=now()).returning(batches.c.priority)).scalar_one_or_none()
+    if priority is None:
+        return {}
     chosen = (
         select(jobs.c.id)
         .where(jobs.c.batch_id == batch_id, in_state(JobState.PENDING))
@@ -54,6 +61,7 @@ def dispatch(connection: Connection, batch_id: str, limit: int) -> Mapping[str, 
         .with_for_update(skip_locked=True)
         .cte("chosen")
     )
+    queued_at = select(now()).scalar_subquery()  # the same for all of them
     statement = (
         update(jobs)
         .where(jobs.c.id.in_(select(chosen.c.id)), in_state(JobState.PENDING))
@@ -61,27 +69,26 @@ def dispatch(connection: Connection, batch_id: str, limit: int) -> Mapping[str, 
             state=JobState.QUEUED,
             stage=Stage.ENCODE,
             canvas="",
-            queued_at=now(),
-            urgency=priority * PRIORITY_SPAN + jobs.c.priority,
+            queued_at=queued_at,
+            urgency=priority * AGING_S + jobs.c.priority * JOB_PRIORITY_S - queued_at,
         )
         .returning(jobs.c.recipe_id)
     )
     return Counter(connection.execute(statement).scalars())
 
 
-def claim(connection: Connection, group: Group, *, numerics: str, worker_id: str, limit: int) -> list[Claimed]:
-    """Take up to `limit` queued jobs of a group for a worker, the most urgent first.
+def claim(
+    connection: Connection, stage: Stage, *, revision: str, numerics: str, worker_id: str, limit: int
+) -> list[Claimed]:
+    """Take up to `limit` queued jobs of the most urgent group of a stage for a worker.
 
-    A job whose worker died is claimed alone, so that a next death blames only the guilty one. Batches that are paused,
-    cancelled, or pinned to another revision or numerics give nothing.
+    A job whose worker died is claimed alone, so that a next death blames only the guilty one; one that found too little
+    memory in a smaller unit. Batches that are paused, cancelled, overdue, or pinned to another revision or numerics
+    give nothing, and a worker that was declared dead gets nothing.
     """
-    given = {**asdict(group), "numerics": numerics, "worker_id": worker_id}
-    for suspects, most in ((False, limit), (True, 1)):
-        statement = claim_statement(connection.dialect.name, suspects)
-        rows = connection.execute(statement, {**given, "limit": most}).all()
-        if rows:
-            return sorted((Claimed(*row) for row in rows), key=lambda job: job.id)
-    return []
+    given = {"stage": stage, "revision": revision, "numerics": numerics, "worker_id": worker_id, "limit": limit}
+    rows = connection.execute(claim_statement(connection.dialect.name), given).all()
+    return sorted((Claimed(*row) for row in rows), key=lambda job: job.id)
 
 
 def advance(connection: Connection, stage: Stage, ends: Sequence[Advanced]) -> set[int]:
@@ -112,10 +119,10 @@ def fail(connection: Connection, stage: Stage, ends: Sequence[Failed]) -> set[in
     return _record(connection, "fail", stage, ends, _write(connection, "fail", stage, ends))
 
 
-def retry(connection: Connection, stage: Stage, ends: Sequence[Failed], *, delay_s: float) -> set[int]:
-    """Queue jobs for the same stage again, not before `delay_s` from now; counts a failure, raises the attempt."""
+def retry(connection: Connection, stage: Stage, ends: Sequence[Retried]) -> set[int]:
+    """Queue jobs for the same stage again, each not before its own time; raises the attempt, counts a failure."""
     ends = [replace(end, message=storable(end.message)) for end in ends]
-    return _record(connection, "retry", stage, ends, _write(connection, "retry", stage, ends, delay_s=delay_s))
+    return _record(connection, "retry", stage, ends, _write(connection, "retry", stage, ends))
 
 
 def lose_handoffs(connection: Connection, stage: Stage, ends: Sequence[Ended]) -> set[int]:
@@ -145,7 +152,7 @@ def _release(
         .where(held)
         .values(
             state=JobState.QUEUED, worker_id=None, attempt=jobs.c.attempt + 1, crashes=jobs.c.crashes + crashed,
-            queued_at=now(), run_at=None,
+            unit_limit=1 if crashed else jobs.c.unit_limit, queued_at=now(), run_at=None,
         )
         .returning(
             jobs.c.id, jobs.c.batch_id, jobs.c.stage, jobs.c.recipe_id, jobs.c.canvas, jobs.c.attempt, jobs.c.crashes
@@ -166,7 +173,7 @@ def _release(
                 state=JobState.FAILED,
                 ended_at=now(),
                 code="poison",
-                message=f"the worker's process died {crashes_allowed + 1} times holding this job; it is set aside",
+                message=f"its worker died {crashes_allowed + 1} times, or hung, holding this job; it is set aside",
             )
         )
     revisions = dict(
@@ -203,24 +210,30 @@ def in_flight(connection: Connection) -> Mapping[str, int]:
     return dict(connection.execute(statement).all())
 
 
-def groups_queued(connection: Connection, *, older_than_s: float) -> Mapping[Group, int]:
-    """Claimable queued jobs by group, those that wait longer than `older_than_s`; the longest waiting group first."""
+def units_queued(connection: Connection, *, older_than_s: float, unit_size: int) -> Mapping[Group, int]:
+    """Units of claimable queued jobs by group, of those that wait longer than `older_than_s`.
+
+    The longest waiting group comes first.
+    """
+    key = (jobs.c.stage, jobs.c.recipe_id, jobs.c.canvas, batches.c.revision)
     statement = (
-        select(jobs.c.stage, jobs.c.recipe_id, jobs.c.canvas, batches.c.revision, func.count().label("rows"))
+        select(*key, jobs.c.unit_limit, func.count().label("rows"))
         .join(batches, batches.c.id == jobs.c.batch_id)
         .where(
             in_state(JobState.QUEUED),
             batches.c.status == BatchStatus.RUNNING,
+            or_(batches.c.deadline_at.is_(None), batches.c.deadline_at > now()),
             jobs.c.queued_at <= now() - literal(older_than_s, Double),
             or_(jobs.c.run_at.is_(None), jobs.c.run_at <= now()),
         )
-        .group_by(jobs.c.stage, jobs.c.recipe_id, jobs.c.canvas, batches.c.revision)
+        .group_by(*key, jobs.c.unit_limit)
         .order_by(func.min(jobs.c.queued_at))
     )
-    return {
-        Group(Stage(row.stage), row.recipe_id, row.canvas or "", row.revision): row.rows
-        for row in connection.execute(statement)
-    }
+    units: Counter[Group] = Counter()
+    for row in connection.execute(statement):
+        group = Group(Stage(row.stage), row.recipe_id, row.canvas or "", row.revision)
+        units[group] += bells_needed(row.rows, min(row.unit_limit or unit_size, unit_size))
+    return units
 
 
 def unfinished(connection: Connection, batch_id: str) -> bool:

@@ -70,3 +70,15 @@ class Failed(Ended):
 
     code: str
     message: str
+
+
+@dataclass(frozen=True)
+class Retried(Failed):
+    """A job whose stage is tried again, not before `delay_s` from now.
+
+    `counted` is 0 where the failure is not the job's own; `unit_limit` is the largest unit it is claimed in next.
+    """
+
+    delay_s: float = 0.0
+    counted: int = 1
+    unit_limit: int | None = None

@@ -13,15 +13,16 @@ from typing import Any
 from sqlalchemy import TextClause, text
 
 from orchestrator.state.database import now_text
-from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished
+from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished, Retried
 from orchestrator.state.transitions import Stage
 
 _ROWS: Mapping[str, type[Ended]] = {
-    "advance": Advanced, "succeed": Finished, "fail": Failed, "retry": Failed, "lose_handoff": Ended,
+    "advance": Advanced, "succeed": Finished, "fail": Failed, "retry": Retried, "lose_handoff": Ended,
 }  # fmt: skip
 _CHANGES: Mapping[str, str] = {
     "advance": """
-        state = 'queued', stage = :stage_to, worker_id = NULL, queued_at = {now}, canvas = given.canvas,
+        state = 'queued', stage = :stage_to, worker_id = NULL, queued_at = {now}, unit_limit = NULL,
+        canvas = given.canvas,
         image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
         fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {stage}_s = given.seconds""",
     "succeed": """
@@ -33,13 +34,21 @@ _CHANGES: Mapping[str, str] = {
         state = 'failed', ended_at = {now}, failures = jobs.failures + 1,
         code = given.code, message = given.message, {stage}_s = given.seconds""",
     "retry": """
-        state = 'queued', worker_id = NULL, attempt = jobs.attempt + 1, failures = jobs.failures + 1,
-        queued_at = {now}, run_at = {now} + :delay_s, code = given.code, message = given.message""",
+        state = 'queued', worker_id = NULL, attempt = jobs.attempt + 1,
+        failures = jobs.failures + given.counted, unit_limit = coalesce(given.unit_limit, jobs.unit_limit),
+        queued_at = {now}, run_at = {now} + given.delay_s, code = given.code, message = given.message""",
     "lose_handoff": """
         state = 'queued', stage = 'encode', canvas = '', worker_id = NULL, attempt = jobs.attempt + 1,
         queued_at = {now}""",
 }
-_SQL_TYPES: Mapping[Any, str] = {int: "bigint", float: "double precision", str: "text", str | None: "text"}
+_SQL_TYPES: Mapping[Any, str] = {
+    int: "bigint",
+    float: "double precision",
+    str: "text",
+    str | None: "text",
+    int | None: "bigint",
+}
+_RUNS = "batches.status = 'running' AND (batches.deadline_at IS NULL OR batches.deadline_at > {now})"
 _CLAIMED = ", ".join(f"jobs.{field.name}" for field in fields(Claimed))
 
 
@@ -55,7 +64,8 @@ def _given_text(dialect: str, row: type[Ended]) -> str:
 
 def as_json(ends: Sequence[Ended]) -> str:
     """The value of `given`."""
-    return json.dumps([vars(end) for end in ends])
+    # In one order for all who write to several jobs, or they would wait for each other for ever.
+    return json.dumps([vars(end) for end in sorted(ends, key=lambda end: end.id)])
 
 
 @cache
@@ -64,11 +74,12 @@ def carry_statement(dialect: str, stage: Stage) -> TextClause:
     return text(
         f"""
         UPDATE jobs SET stage = :stage_to, canvas = given.canvas, queued_at = {now_text(dialect)},
+            stage_at = {now_text(dialect)}, unit_limit = NULL,
             image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
             fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {stage.value}_s = given.seconds
         FROM {_given_text(dialect, Advanced)}
         WHERE jobs.id = given.id AND jobs.attempt = given.attempt AND jobs.stage = :stage AND jobs.state = 'running'
-          AND EXISTS (SELECT 1 FROM batches WHERE batches.id = jobs.batch_id AND batches.status = 'running')
+          AND EXISTS (SELECT 1 FROM batches WHERE batches.id = jobs.batch_id AND {_RUNS.format(now=now_text(dialect))})
         RETURNING {_CLAIMED}"""
     )
 
@@ -85,21 +96,33 @@ def write_statement(dialect: str, move: str, stage: Stage) -> TextClause:
 
 
 @cache
-def claim_statement(dialect: str, suspects: bool) -> TextClause:
-    """Take up to `:limit` queued jobs of a group; `suspects` are those that a worker died with."""
+def claim_statement(dialect: str) -> TextClause:
+    """Take up to `:limit` queued jobs of the most urgent group of a stage; nothing for a worker declared dead.
+
+    A job with a unit limit shares its unit only with jobs of the same limit.
+    """
     locked = "FOR UPDATE OF jobs SKIP LOCKED" if dialect == "postgresql" else ""
+    least, now = {"postgresql": "least", "sqlite": "min"}[dialect], now_text(dialect)
+    claimable = f"""jobs.state = 'queued' AND jobs.stage = :stage AND (jobs.run_at IS NULL OR jobs.run_at <= {now})
+              AND batches.revision = :revision AND batches.numerics = :numerics AND {_RUNS.format(now=now)}"""
     # MATERIALIZED: inlined, PostgreSQL may run the locking subquery again for each row and take more than the limit.
     return text(
         f"""
-        WITH chosen AS MATERIALIZED (
-            SELECT jobs.id FROM jobs JOIN batches ON batches.id = jobs.batch_id
-            WHERE jobs.state = 'queued' AND jobs.stage = :stage AND jobs.recipe_id = :recipe_id
-              AND jobs.canvas = :canvas AND jobs.crashes {"> 0" if suspects else "= 0"}
-              AND (jobs.run_at IS NULL OR jobs.run_at <= {now_text(dialect)})
-              AND batches.status = 'running' AND batches.revision = :revision AND batches.numerics = :numerics
+        WITH first AS MATERIALIZED (
+            SELECT jobs.recipe_id, jobs.canvas, jobs.unit_limit FROM jobs JOIN batches ON batches.id = jobs.batch_id
+            WHERE {claimable}
+              AND NOT EXISTS (SELECT 1 FROM workers WHERE workers.id = :worker_id AND workers.ended_at IS NOT NULL)
             ORDER BY jobs.urgency DESC, jobs.id
-            LIMIT :limit {locked})
-        UPDATE jobs SET state = 'running', worker_id = :worker_id, run_at = NULL
+            LIMIT 1 {locked}),
+        chosen AS MATERIALIZED (
+            SELECT jobs.id FROM first
+            JOIN jobs ON jobs.recipe_id = first.recipe_id AND jobs.canvas = first.canvas
+              AND coalesce(jobs.unit_limit, 0) = coalesce(first.unit_limit, 0)
+            JOIN batches ON batches.id = jobs.batch_id
+            WHERE {claimable}
+            ORDER BY jobs.urgency DESC, jobs.id
+            LIMIT {least}(:limit, coalesce((SELECT first.unit_limit FROM first), :limit)) {locked})
+        UPDATE jobs SET state = 'running', worker_id = :worker_id, run_at = NULL, stage_at = {now}
         WHERE state = 'queued' AND id IN (SELECT id FROM chosen)
         RETURNING {_CLAIMED}"""
     )

@@ -49,14 +49,24 @@ def end_worker(connection: Connection, worker_id: str) -> bool:
     return connection.execute(statement).rowcount == 1
 
 
-def dead_workers(connection: Connection, *, lease_s: float) -> list[str]:
-    """Workers whose lease ran out, and ended ones that still hold jobs."""
+def dead_workers(connection: Connection, *, lease_s: float, stage_deadline_s: float) -> list[str]:
+    """Workers whose lease ran out, that hang in a stage while their heart beats, or ended and still hold jobs."""
     silent = and_(workers.c.ended_at.is_(None), workers.c.seen_at < now() - literal(lease_s, Double))
     holding = and_(
         workers.c.ended_at.is_not(None),
         select(jobs.c.id).where(in_state(JobState.RUNNING), jobs.c.worker_id == workers.c.id).exists(),
     )
-    return list(connection.execute(select(workers.c.id).where(or_(silent, holding))).scalars())
+    hanging = and_(
+        workers.c.ended_at.is_(None),
+        select(jobs.c.id)
+        .where(
+            in_state(JobState.RUNNING),
+            jobs.c.worker_id == workers.c.id,
+            jobs.c.stage_at < now() - literal(stage_deadline_s, Double),
+        )
+        .exists(),
+    )
+    return list(connection.execute(select(workers.c.id).where(or_(silent, holding, hanging))).scalars())
 
 
 def live_workers(connection: Connection, *, lease_s: float) -> list[Worker]:

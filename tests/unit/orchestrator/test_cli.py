@@ -26,7 +26,7 @@ from orchestrator.manifest import write_manifest
 from orchestrator.settings import Settings, read_settings
 from orchestrator.state import queries
 from orchestrator.state.database import open_database, reading
-from orchestrator.state.queries import Batch, Claimed, Failed, Finished, Group
+from orchestrator.state.queries import Batch, Claimed, Failed, Finished
 from orchestrator.state.transitions import BatchStatus, Stage
 from orchestrator.storage import open_store, result_name
 
@@ -106,11 +106,13 @@ class FakeCrew:
 
     def _work(self, batch: Batch) -> None:
         with self.engine.begin() as connection:
-            for recipe in queries.dispatch(connection, batch.id, 100):
-                group = Group(Stage.ENCODE, recipe, "", batch.revision)
-                unit = queries.claim(connection, group, numerics=batch.numerics, worker_id="w", limit=100)
+            if queries.dispatch(connection, batch.id, 100):
+                given = {"revision": batch.revision, "numerics": batch.numerics, "worker_id": "w", "limit": 100}
+                unit = queries.claim(connection, Stage.ENCODE, **given)
                 bad = [job for job in unit if job.custom_id in self.fails]
-                queries.fail(connection, Stage.ENCODE, [Failed(job.id, 0, 0.1, "image_missing", "gone") for job in bad])
+                queries.fail(
+                    connection, Stage.ENCODE, [Failed(job.id, job.attempt, 0.1, "image_missing", "gone") for job in bad]
+                )
                 queries.succeed(connection, Stage.ENCODE, [self._store(batch, job) for job in unit if job not in bad])
         write_manifest(self.engine, batch, self.settings)
         with self.engine.begin() as connection:
@@ -119,7 +121,9 @@ class FakeCrew:
     def _store(self, batch: Batch, job: Claimed) -> Finished:
         store, data = open_store(batch.results_uri, self.settings), picture(job.custom_id)
         store.put(result_name(job.custom_id), data)
-        return Finished(job.id, 0, 0.5, store.locate(result_name(job.custom_id)), hashlib.sha256(data).hexdigest())
+        return Finished(
+            job.id, job.attempt, 0.5, store.locate(result_name(job.custom_id)), hashlib.sha256(data).hexdigest()
+        )
 
 
 def picture(name: str) -> bytes:
@@ -152,6 +156,12 @@ BAD_CALLS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "wrong seed": (("rows.csv", "--prompt", "x", "--set", "seed=-1"), "expected 0 to"),
     "priority for all": (("rows.csv", "--prompt", "x", "--set", "priority=1"), "use --priority"),
     "no such LoRA": (("rows.csv", "--prompt", "x", "--set", "lora=no.safetensors"), "there is no such file"),
+    "no share": (
+        ("rows.csv", "--prompt", "x", "--max-error-rate", "20"),
+        "--max-error-rate: max_error_rate: expected 0",
+    ),
+    "no time": (("rows.csv", "--prompt", "x", "--deadline", "tomorrow"), "expected 90m, 2h, 1d or a time"),
+    "a time without a zone": (("rows.csv", "--prompt", "x", "--set", "deadline=2026-11-26T06:00"), "with its zone"),
     "unknown flag": (("rows.csv", "--prompt", "x", "--bogus"), "--bogus"),
     "priority out of range": (("rows.csv", "--prompt", "x", "--priority", "101"), "100"),
     "results in a file": (("rows.csv", "--prompt", "x", "--out", "rows.csv/results"), "results cannot be written"),
@@ -357,7 +367,9 @@ def test_reports_have_the_promised_shapes(crew: type[FakeCrew]) -> None:
     assert "2 succeeded" in call("show", batch_id).stdout and batch_id in call("batches").stdout
 
 
-@pytest.mark.parametrize("arguments", [("show", "x"), ("jobs", "x"), ("export", "x", "out")])
+@pytest.mark.parametrize(
+    "arguments", [("show", "x"), ("jobs", "x"), ("export", "x", "out"), ("pause", "x"), ("retry", "x")]
+)
 def test_unknown_batch_is_a_bad_call(arguments: tuple[str, ...]) -> None:
     call("submit", "rows.csv", "--prompt", "x")
     result = call(*arguments)
@@ -370,6 +382,62 @@ def test_looking_where_no_batch_was_made_makes_nothing(place: Path, monkeypatch:
     result = call("show", "x")
     assert result.exit_code == 2 and "there are no batches in" in result.stderr
     assert not (place / ".kontext").exists()
+
+
+def ask(*arguments: str) -> dict[str, Any]:
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    told: dict[str, Any] = json.loads(result.stdout)
+    return told
+
+
+def test_a_batch_is_paused_resumed_cancelled_and_given_another_priority(place: Path) -> None:
+    batch_id = call("submit", "rows.csv", "--prompt", "x").stdout.split()[-1]
+    standing = {"batch": batch_id, "jobs": 0, "priority": 0}
+    for changed in (True, False):
+        told = ask("pause", batch_id)
+        assert told == standing | {"status": "paused", "changed": changed, "reason": "by request"}
+    assert "paused (by request)" in call("show", batch_id).stdout
+    assert f"kontext resume {batch_id}" in call("pause", batch_id).stdout
+    for changed in (True, False):
+        assert ask("resume", batch_id) == standing | {"status": "running", "changed": changed, "reason": None}
+    assert ask("priority", batch_id, "-5") | {"status": ""} == standing | {
+        "status": "", "changed": True, "priority": -5, "reason": None,
+    }  # fmt: skip
+    assert call("priority", batch_id, "101").exit_code == 2
+    told = ask("cancel", batch_id)
+    assert (told["status"], told["changed"], told["jobs"]) == ("cancelling", True, 3)
+    assert json.loads(call("show", batch_id, "--json").stdout)["request_counts"]["cancelled"] == 3
+    refused = call("resume", batch_id)
+    assert refused.exit_code == 2 and "is being cancelled; only a paused batch" in refused.stderr
+
+
+def test_failed_jobs_are_tried_again_in_the_same_batch(crew: type[FakeCrew]) -> None:
+    crew.fails = frozenset({"b", "c"})
+    batch_id = run_batch()
+    assert f"kontext retry {batch_id}" in call("show", batch_id).stdout
+    assert "no failed job to try again that matches" in call("retry", batch_id, "--code", "other").stdout
+    assert "no cancelled job" in call("retry", batch_id, "--state", "cancelled").stdout
+    assert "1 jobs are pending again" in call("retry", batch_id, "--line", "3").stdout
+    told = ask("retry", batch_id, "--code", "image_missing")
+    assert (told["status"], told["jobs"], told["changed"]) == ("running", 1, True)
+    crew.fails = frozenset()
+    again = call("run", "rows.csv", "--prompt", "x", "--json")  # the same call goes on with the reopened batch
+    ended = json.loads(again.stdout.splitlines()[-1])
+    assert (again.exit_code, ended["batch"], ended["succeeded"]) == (0, batch_id, 3)
+
+
+def test_a_batch_has_a_deadline_and_a_most_error_rate(place: Path) -> None:
+    arguments = ("rows.csv", "--prompt", "x", "--max-error-rate", "0.2", "--deadline")
+    shown = json.loads(call("show", call("submit", *arguments, "2h").stdout.split()[-1], "--json").stdout)
+    assert shown["options"] == {"prompt": "x", "max_error_rate": 0.2, "deadline": "2h"}
+    with opened() as engine:
+        batch = read_batch(engine, shown["batch"])
+    assert batch.deadline_at is not None and abs(batch.deadline_at - batch.created_at - 7200) < 1
+    shown = json.loads(
+        call("show", call("submit", *arguments, "2031-01-01T08:00+08:00").stdout.split()[-1], "--json").stdout
+    )
+    assert shown["deadline_at"] == "2031-01-01T00:00:00.000Z"
 
 
 def test_wrong_state_is_a_bad_call() -> None:

@@ -17,7 +17,7 @@ from orchestrator.rescuer import Rescuer, missing_bells
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.database import now, open_database
-from orchestrator.state.messages import Bell, bells_needed, queue_name
+from orchestrator.state.messages import Bell, queue_name
 from orchestrator.state.queries import Group
 from orchestrator.state.tables import jobs, metadata, workers
 from orchestrator.state.transitions import BatchStatus, Stage
@@ -35,38 +35,37 @@ def bell(group: Group) -> Bell:
 
 class TestMissingBells:
     def test_an_empty_queue_gets_a_bell_for_each_unit(self) -> None:
-        assert missing_bells({ENCODE: 17}, {}, 8) == [bell(ENCODE)] * 3
+        assert missing_bells({ENCODE: 3}, {}) == [bell(ENCODE)] * 3
 
     def test_a_queue_with_enough_bells_gets_none(self) -> None:
-        assert missing_bells({ENCODE: 17}, {ENCODE_QUEUE: 3}, 8) == []
-        assert missing_bells({ENCODE: 17}, {ENCODE_QUEUE: 300}, 8) == []
+        assert missing_bells({ENCODE: 3}, {ENCODE_QUEUE: 3}) == []
+        assert missing_bells({ENCODE: 3}, {ENCODE_QUEUE: 300}) == []
 
     def test_only_what_lacks_is_rung(self) -> None:
-        assert missing_bells({ENCODE: 17}, {ENCODE_QUEUE: 2}, 8) == [bell(ENCODE)]
+        assert missing_bells({ENCODE: 3}, {ENCODE_QUEUE: 2}) == [bell(ENCODE)]
 
     def test_the_longest_waiting_group_is_called_first(self) -> None:
-        assert missing_bells({SAMPLE: 8, OTHER: 8}, {SAMPLE_QUEUE: 1}, 8) == [bell(SAMPLE)]
+        assert missing_bells({SAMPLE: 1, OTHER: 1}, {SAMPLE_QUEUE: 1}) == [bell(SAMPLE)]
 
     def test_queues_are_looked_at_apart(self) -> None:
-        assert missing_bells({ENCODE: 8, SAMPLE: 8}, {ENCODE_QUEUE: 5}, 8) == [bell(SAMPLE)]
+        assert missing_bells({ENCODE: 1, SAMPLE: 1}, {ENCODE_QUEUE: 5}) == [bell(SAMPLE)]
 
     @given(
         st.dictionaries(st.sampled_from([ENCODE, SAMPLE, OTHER]), st.integers(1, 100)),
         st.dictionaries(st.sampled_from([ENCODE_QUEUE, SAMPLE_QUEUE]), st.integers(0, 50)),
-        st.integers(1, 16),
     )
     def test_a_queue_never_holds_more_bells_than_there_is_work(
-        self, groups: dict[Group, int], present: dict[str, int], unit_size: int
+        self, units: dict[Group, int], present: dict[str, int]
     ) -> None:
-        rung = missing_bells(groups, present, unit_size)
+        rung = missing_bells(units, present)
         needed = Counter[str]()
-        for group, rows in groups.items():
-            needed[bell(group).queue] += bells_needed(rows, unit_size)
+        for group, count in units.items():
+            needed[bell(group).queue] += count
         added = Counter(each.queue for each in rung)
         for queue in needed:
             assert added[queue] == max(0, needed[queue] - present.get(queue, 0))
-        for group, rows in groups.items():
-            assert rung.count(bell(group)) <= bells_needed(rows, unit_size)
+        for group, count in units.items():
+            assert rung.count(bell(group)) <= count
 
 
 class Broker:

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from orchestrator import dispatcher
+from orchestrator import closing
 from orchestrator.dispatcher import Dispatcher, share_window
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.bulk import insert_jobs
 from orchestrator.state.database import open_database
 from orchestrator.state.messages import Bell
-from orchestrator.state.queries import Batch, Failed, Group
+from orchestrator.state.queries import Batch, Failed, Group, Retried
 from orchestrator.state.tables import metadata
 from orchestrator.state.transitions import BatchStatus, Stage
 from orchestrator.storage import StorageError
@@ -123,7 +123,7 @@ class TestTicks:
         # One straggler of an urgent batch, waiting out its back-off, would keep the whole fleet idle.
         group = seed.queued(1, "urgent", priority=5, recipe="u")
         (job,) = seed.claim(group)
-        seed.do(queries.retry, Stage.ENCODE, [Failed(job.id, 0, 0.1, "unavailable", "away")], delay_s=300)
+        seed.do(queries.retry, Stage.ENCODE, [Retried(job.id, 0, 0.1, "unavailable", "away", 300)])
         seed.batch("calm", jobs=100)
         assert tick.tick() == 63
 
@@ -144,9 +144,11 @@ class TestTicks:
         tick.tick()
         (job,) = seed.claim(Group(Stage.ENCODE, RECIPE, "", REVISION))
         tick.tick()
+        tick.wait()
         assert seed.do(queries.read_batch, "a").status == BatchStatus.RUNNING
         seed.do(queries.fail, Stage.ENCODE, [Failed(job.id, 0, 0.1, "code", "message")])
         tick.tick()
+        tick.wait()
         assert seed.do(queries.read_batch, "a").status == BatchStatus.COMPLETED
         line = json.loads((tmp_path / "results" / "manifest.jsonl").read_text())
         assert (line["custom_id"], line["status"]) == ("photo-1", "failed")
@@ -155,6 +157,7 @@ class TestTicks:
         seed.batch("a", results_uri=str(tmp_path / "results"))
         assert seed.do(insert_jobs, [job_row("a", 1, recipe=None, state="failed", code="bad_seed")]) == []
         tick.tick()
+        tick.wait()
         assert seed.do(queries.read_batch, "a").status == BatchStatus.COMPLETED
 
     @pytest.mark.parametrize("error", [StorageError("away"), OSError("disk full")])
@@ -163,19 +166,21 @@ class TestTicks:
     ) -> None:
         for name in ("a", "b"):
             seed.batch(name, results_uri=str(tmp_path / name))
-        write = dispatcher.write_manifest
+        write = closing.write_manifest
 
         def refuse(engine: Engine, batch: Batch, settings: Settings) -> str:
             if batch.id == "a":
                 raise error
             return write(engine, batch, settings)
 
-        monkeypatch.setattr(dispatcher, "write_manifest", refuse)
+        monkeypatch.setattr(closing, "write_manifest", refuse)
         tick.tick()
+        tick.wait()
         assert seed.do(queries.read_batch, "a").status == BatchStatus.RUNNING
         assert seed.do(queries.read_batch, "b").status == BatchStatus.COMPLETED
         monkeypatch.undo()
         tick.tick()
+        tick.wait()
         assert seed.do(queries.read_batch, "a").status == BatchStatus.COMPLETED
 
     def test_bells_ring_after_the_commit(self, seed: Seeder, engine: Engine) -> None:

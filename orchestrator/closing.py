@@ -1,0 +1,68 @@
+"""The end of batches: the manifest is written off the dispatcher's loop, and only then the batch ends.
+
+Owns the threads that write. Refuses to end a batch that was reopened while its manifest was written. Any number of
+processes may close the same batch.
+"""
+
+import threading
+import time
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from orchestrator.manifest import write_manifest
+from orchestrator.settings import Settings
+from orchestrator.state import queries
+from orchestrator.state.queries import Batch
+from orchestrator.storage import StorageError
+
+# A manifest of a million lines takes a minute: others end beside it.
+WRITERS = 4
+log = structlog.get_logger("closing")
+
+
+class Closer:
+    """Closes batches whose jobs have all ended, a few at a time."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine, self._settings = engine, settings
+        self._writers: dict[str, threading.Thread] = {}
+
+    def begin(self, batch: Batch) -> None:
+        """Begin to close a batch, unless that is being done; without a free writer it is asked again later."""
+        self._writers = {batch_id: writer for batch_id, writer in self._writers.items() if writer.is_alive()}
+        if batch.id in self._writers or len(self._writers) >= WRITERS:
+            return
+        writer = threading.Thread(target=self._close, args=(batch,), name=f"close-{batch.id}", daemon=True)
+        self._writers[batch.id] = writer
+        writer.start()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait for the manifests that are being written, so long at most in all."""
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+        for writer in self._writers.values():
+            writer.join(None if until_s is None else max(0.0, until_s - time.monotonic()))
+
+    def _close(self, batch: Batch) -> None:
+        try:
+            while (again := self._write_and_end(batch)) is not None:
+                batch = again
+        except (StorageError, OSError, DBAPIError) as error:
+            log.warning("batch not closed, trying again", batch=batch.id, error=str(error).partition("\n")[0])
+
+    def _write_and_end(self, batch: Batch) -> Batch | None:
+        """Write the manifest and end the batch; gives the batch where its manifest must be written once more.
+
+        That is so where it was reopened and has ended again meanwhile, closed by another process: ours may lie over a
+        newer manifest.
+        """
+        write_manifest(self._engine, batch, self._settings)
+        with self._engine.begin() as connection:
+            closed = queries.close_batch(connection, batch.id, reopened=batch.reopened)
+            found = queries.read_batch(connection, batch.id)
+        if closed and found is not None:
+            log.info("batch closed", batch=batch.id, status=found.status)
+        if found is None or found.ended_at is None or found.reopened == batch.reopened:
+            return None
+        return found

@@ -1,0 +1,186 @@
+"""Control: what people ask of a batch while it runs, and what the dispatcher does about it.
+
+Owns pause, resume, cancel, retry, priority, deadline and the breaker. Each may be asked any number of times. Refuses to
+wait for workers: a change is in SQL when the call returns, and claims look there.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine
+
+from orchestrator.state import queries
+from orchestrator.state.database import reading
+from orchestrator.state.queries import Batch
+from orchestrator.state.transitions import BatchStatus, JobState
+
+# One transaction's rows: about 30 ms on SQLite, so that heartbeats get through.
+CHUNK_ROWS = 1_000
+BUDGET_S = 1.0
+BREAKER_LEAST_JOBS = 20
+_STANDS = {
+    BatchStatus.INGESTING: "is still being read",
+    BatchStatus.RUNNING: "is running",
+    BatchStatus.PAUSED: "is paused",
+    BatchStatus.CANCELLING: "is being cancelled",
+    BatchStatus.COMPLETED: "has completed",
+    BatchStatus.CANCELLED: "was cancelled",
+    BatchStatus.FAILED: "could not be read as a whole",
+}
+
+
+class ControlError(RuntimeError):
+    """A batch stands where this cannot be asked of it; the message says where. Nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a batch stands after a call, whether the call changed it, and how many jobs it moved."""
+
+    batch: Batch
+    changed: bool
+    jobs: int = 0
+    bad_rows: int = 0
+
+
+def pause(engine: Engine, batch_id: str, reason: str = "by request") -> Change:
+    """Claim nothing more of a batch; what is running ends its stage. Raises ControlError."""
+
+    def move(connection: Connection) -> bool:
+        return queries.move_batch(connection, batch_id, BatchStatus.PAUSED, reason=reason)
+
+    return _ask(engine, batch_id, move, {BatchStatus.PAUSED}, "only a running batch can be paused")
+
+
+def resume(engine: Engine, batch_id: str) -> Change:
+    """Go on with a paused batch. Raises ControlError."""
+
+    def move(connection: Connection) -> bool:
+        return queries.resume_batch(connection, batch_id)
+
+    return _ask(engine, batch_id, move, {BatchStatus.RUNNING}, "only a paused batch can be resumed")
+
+
+def cancel(engine: Engine, batch_id: str) -> Change:
+    """End a batch early: what has not ended is cancelled, what is running stops; what succeeded stays.
+
+    Cancels for a second at most, running jobs first; the dispatcher goes on with the rest, writes the manifest and ends
+    the batch. Raises ControlError.
+    """
+
+    def move(connection: Connection) -> bool:
+        return queries.move_batch(connection, batch_id, BatchStatus.CANCELLING, reason="by request")
+
+    over = {BatchStatus.CANCELLING, BatchStatus.CANCELLED}
+    change = _ask(engine, batch_id, move, over, "there is nothing to cancel")
+    if change.batch.status != BatchStatus.CANCELLING:
+        return change
+    jobs = _move_in_chunks(engine, queries.cancel_jobs, batch_id, BUDGET_S)
+    return Change(change.batch, change.changed, jobs)
+
+
+def set_priority(engine: Engine, batch_id: str, priority: int) -> Change:
+    """Change the urgency of a batch that has not ended, its queued jobs included. Raises ControlError."""
+    with engine.begin() as connection:
+        before = _find(connection, batch_id)
+        if before.ended_at is not None:
+            raise ControlError(f"batch {batch_id} {_STANDS[before.status]}; its priority changes nothing any more")
+        queries.set_priority(connection, batch_id, priority)
+        return Change(_find(connection, batch_id), before.priority != priority)
+
+
+def retry(
+    engine: Engine,
+    batch_id: str,
+    states: Sequence[JobState] = (JobState.FAILED,),
+    codes: Sequence[str] = (),
+    lines: Sequence[int] = (),
+) -> Change:
+    """Set the ended jobs of a batch that match pending again, and the batch running if it had ended.
+
+    Bad rows are counted and left: no worker can mend them. Raises ControlError.
+    """
+    moved = bad_rows = 0
+    with reading(engine).connect() as looking:
+        _find(looking, batch_id)
+        for page in queries.match_jobs(looking, batch_id, states=states, codes=codes, lines=lines):
+            ids = [job_id for job_id, good in page if good]
+            bad_rows += len(page) - len(ids)
+            if ids:
+                moved += _restart(engine, batch_id, ids)
+        return Change(_find(looking, batch_id), moved > 0, moved, bad_rows)
+
+
+def _restart(engine: Engine, batch_id: str, ids: Sequence[int]) -> int:
+    with engine.begin() as connection:
+        if not queries.reopen_batch(connection, batch_id):
+            batch = _find(connection, batch_id)
+            raise ControlError(f"batch {batch_id} {_STANDS[batch.status]}; its jobs cannot be tried again now")
+        return queries.restart_jobs(connection, ids)
+
+
+def _ask(
+    engine: Engine, batch_id: str, move: Callable[[Connection], bool], over: set[BatchStatus], otherwise: str
+) -> Change:
+    """Make a move of a batch; standing in `over` already is as good."""
+    with engine.begin() as connection:
+        changed = move(connection)
+        batch = _find(connection, batch_id)
+    if not changed and batch.status not in over:
+        raise ControlError(f"batch {batch_id} {_STANDS[batch.status]}; {otherwise}")
+    return Change(batch, changed)
+
+
+def _find(connection: Connection, batch_id: str) -> Batch:
+    batch = queries.read_batch(connection, batch_id)
+    if batch is None:
+        raise ControlError(f"there is no batch {batch_id!r}; see: kontext batches")
+    return batch
+
+
+def _move_in_chunks(engine: Engine, move: Callable[[Connection, str, int], int], batch_id: str, budget_s: float) -> int:
+    """Repeat a statement over chunks of a batch's jobs until it finds none, or the time is over."""
+    until_s, moved = time.monotonic() + budget_s, 0
+    while True:
+        with engine.begin() as connection:
+            count = move(connection, batch_id, CHUNK_ROWS)
+        moved += count
+        if count < CHUNK_ROWS or time.monotonic() >= until_s:
+            return moved
+
+
+def enforce(engine: Engine, batch: Batch, now_s: float, budget_s: float) -> None:
+    """Go on with what was asked of an open batch: its cancelling, or its deadline. `now_s` is the database's clock."""
+    if batch.status == BatchStatus.CANCELLING:
+        _move_in_chunks(engine, queries.cancel_jobs, batch.id, budget_s)
+    elif is_overdue(batch, now_s):
+        if batch.status == BatchStatus.PAUSED:  # or it would stand for ever, with nothing left to resume
+            resume(engine, batch.id)
+        _move_in_chunks(engine, queries.expire_jobs, batch.id, budget_s)
+
+
+def is_overdue(batch: Batch, now_s: float) -> bool:
+    """Whether the deadline of a batch that is read as a whole has passed."""
+    ready = batch.status in (BatchStatus.RUNNING, BatchStatus.PAUSED)
+    return ready and batch.deadline_at is not None and batch.deadline_at <= now_s
+
+
+def break_off(engine: Engine, batch: Batch) -> str | None:
+    """Pause a running batch of which more jobs fail than its `max_error_rate` allows; gives the reason if it was.
+
+    Counted are the jobs that ran, and ended since the batch was last resumed or retried; fewer than twenty say nothing.
+    """
+    most = batch.options.get("max_error_rate")
+    if most is None or batch.status != BatchStatus.RUNNING:
+        return None
+    enough = (1 - most) / most if most > 0 else None
+    with reading(engine).connect() as connection:
+        failed, succeeded = queries.count_failures(connection, batch.id, since=batch.resumed_at, enough=enough)
+    ended = failed + succeeded
+    if ended < BREAKER_LEAST_JOBS or failed <= most * ended:
+        return None
+    reason = f"{failed:,} of {ended:,} jobs failed, more than max_error_rate {most:g} allows"
+    with engine.begin() as connection:
+        queries.move_batch(connection, batch.id, BatchStatus.PAUSED, reason=reason)
+    return reason

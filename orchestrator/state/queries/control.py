@@ -1,0 +1,226 @@
+"""What is asked of a batch while it runs, statement by statement: resume, cancel, deadline, retry, priority, end.
+
+Jobs move in chunks that the caller repeats, so that no transaction holds SQLite's only write lock for long. Rows that
+others hold locked at the moment are left to the next chunk: nobody waits for anybody.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, case, func, insert, or_, select, tuple_, update
+
+from orchestrator.state.database import now
+from orchestrator.state.queries.batches import PAGE_ROWS
+from orchestrator.state.queries.jobs import AGING_S, unfinished
+from orchestrator.state.tables import attempts, batches, in_state, jobs
+from orchestrator.state.transitions import BatchStatus, JobState
+
+EXPIRED = "expired"
+ENDS: Mapping[BatchStatus, BatchStatus] = {
+    BatchStatus.RUNNING: BatchStatus.COMPLETED,
+    BatchStatus.CANCELLING: BatchStatus.CANCELLED,
+}
+"""How a batch ends whose jobs have all ended."""
+
+
+def resume_batch(connection: Connection, batch_id: str) -> bool:
+    """Set a paused batch running; its error rate counts from now on. False when it is not paused."""
+    statement = (
+        update(batches)
+        .where(batches.c.id == batch_id, batches.c.status == BatchStatus.PAUSED)
+        .values(status=BatchStatus.RUNNING, reason=None, resumed_at=now())
+    )
+    return connection.execute(statement).rowcount == 1
+
+
+def set_priority(connection: Connection, batch_id: str, priority: int) -> None:
+    """Change a batch's priority, also for its jobs that are queued or running already."""
+    before = connection.execute(select(batches.c.priority).where(batches.c.id == batch_id).with_for_update()).scalar()
+    if before is None or before == priority:
+        return
+    connection.execute(update(batches).where(batches.c.id == batch_id).values(priority=priority))
+    held = and_(jobs.c.batch_id == batch_id, or_(in_state(JobState.QUEUED), in_state(JobState.RUNNING)))
+    # Locked in the order in which workers write the ends of a unit.
+    ids = select(jobs.c.id).where(held).order_by(jobs.c.id).with_for_update().cte("held")
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(select(ids.c.id)))
+        .values(urgency=jobs.c.urgency + (priority - before) * AGING_S)
+    )
+
+
+def cancel_jobs(connection: Connection, batch_id: str, limit: int) -> int:
+    """Cancel up to `limit` jobs that have not ended, running ones first, whose attempt is raised; gives how many."""
+    cancelled = 0
+    for state in (JobState.RUNNING, JobState.QUEUED, JobState.PENDING):
+        raised = 1 if state is JobState.RUNNING else 0
+        rows = connection.execute(
+            update(jobs)
+            .where(jobs.c.id.in_(_chosen(batch_id, state, limit - cancelled)), in_state(state))
+            .values(state=JobState.CANCELLED, attempt=jobs.c.attempt + raised, ended_at=now(), run_at=None)
+            .returning(jobs.c.id, jobs.c.attempt, jobs.c.stage, jobs.c.worker_id)
+        ).all()
+        if rows and raised:
+            connection.execute(
+                insert(attempts).values(outcome="cancel", ended_at=now()),
+                [
+                    {"job_id": row.id, "attempt": row.attempt - 1, "stage": row.stage, "worker_id": row.worker_id}
+                    for row in rows
+                ],
+            )
+        cancelled += len(rows)
+        if cancelled >= limit:
+            break
+    return cancelled
+
+
+def expire_jobs(connection: Connection, batch_id: str, limit: int) -> int:
+    """Fail up to `limit` jobs that nobody has claimed by their batch's deadline; gives how many.
+
+    It looks itself whether the deadline has passed, by the database's clock.
+    """
+    overdue = select(batches.c.id).where(batches.c.id == batch_id, batches.c.deadline_at <= now()).exists()
+    expired = 0
+    for state in (JobState.QUEUED, JobState.PENDING):
+        statement = (
+            update(jobs)
+            .where(jobs.c.id.in_(_chosen(batch_id, state, limit - expired)), in_state(state), overdue)
+            .values(
+                state=JobState.FAILED,
+                ended_at=now(),
+                run_at=None,
+                code=EXPIRED,
+                message="the batch's deadline passed before this job was claimed",
+            )
+            .returning(jobs.c.id)  # sqlite3 counts no rows of a statement that begins with WITH
+        )
+        expired += len(connection.execute(statement).all())
+        if expired >= limit:
+            break
+    return expired
+
+
+def _chosen(batch_id: str, state: JobState, limit: int) -> Any:
+    chosen = (
+        select(jobs.c.id)
+        .where(jobs.c.batch_id == batch_id, in_state(state))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("chosen")
+        .prefix_with("MATERIALIZED")
+    )
+    return select(chosen.c.id)
+
+
+def match_jobs(
+    connection: Connection,
+    batch_id: str,
+    *,
+    states: Sequence[JobState],
+    codes: Sequence[str] = (),
+    lines: Sequence[int] = (),
+) -> Iterator[list[tuple[int, bool]]]:
+    """The jobs of a batch in these states, in pages by key: (id, whether its row was good)."""
+    wanted: list[ColumnElement[bool]] = [jobs.c.batch_id == batch_id, jobs.c.state.in_(states)]
+    wanted += [jobs.c.code.in_(codes)] if codes else []
+    wanted += [jobs.c.line.in_(lines)] if lines else []
+    after = (-1, -1)
+    while True:
+        statement = (
+            select(jobs.c.id, jobs.c.recipe_id, jobs.c.line, jobs.c.take)
+            .where(*wanted, tuple_(jobs.c.line, jobs.c.take) > after)
+            .order_by(jobs.c.line, jobs.c.take)
+            .limit(PAGE_ROWS)
+        )
+        rows = connection.execute(statement).all()
+        if rows:
+            yield [(row.id, row.recipe_id is not None) for row in rows]
+        if len(rows) < PAGE_ROWS:
+            return
+        after = (rows[-1].line, rows[-1].take)
+
+
+def reopen_batch(connection: Connection, batch_id: str) -> bool:
+    """Let a batch take up ended jobs again: set it running if it had ended, drop a deadline that has passed.
+
+    False when it is being read or cancelled, or could not be read. Called before `restart_jobs` in one transaction: the
+    row it locks keeps the batch from ending in between.
+    """
+    paused = batches.c.status == BatchStatus.PAUSED
+    statement = (
+        update(batches)
+        .where(
+            batches.c.id == batch_id,
+            batches.c.status.in_(
+                (BatchStatus.RUNNING, BatchStatus.PAUSED, BatchStatus.COMPLETED, BatchStatus.CANCELLED)
+            ),
+        )
+        .values(
+            status=case((paused, BatchStatus.PAUSED), else_=BatchStatus.RUNNING),
+            reason=case((paused, batches.c.reason), else_=None),
+            ended_at=None,
+            started_at=func.coalesce(batches.c.started_at, now()),
+            resumed_at=now(),
+            reopened=batches.c.reopened + 1,
+            deadline_at=case((batches.c.deadline_at <= now(), None), else_=batches.c.deadline_at),
+        )
+    )
+    return connection.execute(statement).rowcount == 1
+
+
+def restart_jobs(connection: Connection, ids: Sequence[int]) -> int:
+    """Set failed and cancelled jobs pending again, their failures forgotten; gives how many.
+
+    The attempt is raised, so that whoever ended them cannot write to them again. A job that workers died with stays
+    suspect, and is claimed alone.
+    """
+    suspect = jobs.c.crashes > 0
+    statement = (
+        update(jobs)
+        .where(
+            jobs.c.id.in_(ids),
+            or_(in_state(JobState.FAILED), in_state(JobState.CANCELLED)),
+            jobs.c.recipe_id.is_not(None),
+        )
+        .values(
+            state=JobState.PENDING, stage=None, canvas=None, attempt=jobs.c.attempt + 1, failures=0,
+            crashes=case((suspect, 1), else_=0), unit_limit=case((suspect, 1), else_=None), worker_id=None,
+            queued_at=None, run_at=None, stage_at=None, ended_at=None, code=None, message=None,
+        )
+    )  # fmt: skip
+    return connection.execute(statement).rowcount
+
+
+def close_batch(connection: Connection, batch_id: str, *, reopened: int) -> bool:
+    """End a batch whose jobs have all ended, if it was not reopened since `reopened` was read.
+
+    Locks the row first and looks at the jobs afterwards, so that a retry comes wholly before or wholly after.
+    """
+    found = connection.execute(
+        select(batches.c.status, batches.c.reopened).where(batches.c.id == batch_id).with_for_update()
+    ).one_or_none()
+    if found is None or found.status not in ENDS or found.reopened != reopened or unfinished(connection, batch_id):
+        return False
+    to = ENDS[BatchStatus(found.status)]
+    connection.execute(update(batches).where(batches.c.id == batch_id).values(status=to, ended_at=now()))
+    return True
+
+
+def count_failures(
+    connection: Connection, batch_id: str, *, since: float | None, enough: float | None
+) -> tuple[int, int]:
+    """(failed, succeeded) of the jobs that ran and ended since then.
+
+    Of those that succeeded no more are counted than `enough` for each that failed, where it is given, and twenty at
+    least: at ten million rows the cost is bounded by what failed.
+    """
+    ran: list[ColumnElement[bool]] = [jobs.c.batch_id == batch_id]
+    if since is not None:
+        ran.append(jobs.c.ended_at >= since)
+    good = [jobs.c.recipe_id.is_not(None), func.coalesce(jobs.c.code, "") != EXPIRED]
+    failed = connection.execute(
+        select(func.count()).select_from(jobs).where(*ran, in_state(JobState.FAILED), *good)
+    ).scalar_one()
+    most = None if enough is None else max(20, int(failed * enough) + 1)
+    some = select(jobs.c.id).where(*ran, in_state(JobState.SUCCEEDED)).limit(most).subquery()
+    return failed, connection.execute(select(func.count()).select_from(some)).scalar_one()
