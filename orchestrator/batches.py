@@ -26,7 +26,7 @@ from orchestrator.row_reader import CUSTOM_ID, LINE, PinLora, RowReader, handoff
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.bulk import COLUMNS, JobRow, insert_jobs
-from orchestrator.state.database import now, reading, storable
+from orchestrator.state.database import now, reading, storable, tellable
 from orchestrator.state.queries import Batch
 from orchestrator.state.transitions import BatchStatus, JobState
 from orchestrator.storage.loras import pin_lora
@@ -162,7 +162,7 @@ def ingest(
         _store_rows(engine, batch, catalogue, reader, on_progress)
     except CatalogueError as error:
         with engine.begin() as connection:
-            queries.move_batch(connection, batch.id, BatchStatus.FAILED, reason=storable(str(error)))
+            queries.move_batch(connection, batch.id, BatchStatus.FAILED, reason=tellable(str(error)))
         raise
     with engine.begin() as connection:
         queries.start_batch(connection, batch.id)

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping
 
+from orchestrator.redaction import redact_cell
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.database import reading
@@ -34,7 +35,7 @@ def describe(job: RowMapping, revision: str) -> dict[str, Any]:
         "custom_id": job["custom_id"],
         "line": job["line"],
         "take": job["take"],
-        "image": job["image"],
+        "image": job["image"] and redact_cell(job["image"]),
         "state": job["state"],
         "stage": job["stage"] if job["state"] in (JobState.QUEUED, JobState.RUNNING) else None,
         "attempt": job["attempt"],
@@ -92,7 +93,7 @@ def write_files(engine: Engine, batch: Batch, lines: Path, table: Path) -> None:
             given = _as_given(job, recipes)
             told = describe(job, batch.revision)
             told["status"] = told.pop("state")
-            row = {**given, "image": job["image"], "custom_id": job["custom_id"]}
+            row = {**given, "image": told["image"], "custom_id": job["custom_id"]}
             row |= {outcome[name]: told[name] for name in OUTCOME if name != "seed" or "seed" not in given}
             writer.writerow({name: "" if row.get(name) is None else row.get(name) for name in header})
             del told["stage"], told["attempt"]
@@ -121,4 +122,4 @@ def _as_given(job: RowMapping, recipes: _Recipes) -> dict[str, Any]:
         body = recipes.read(job["recipe_id"])
         names = ("negative_prompt",) if "preset" in given else ("prompt", "negative_prompt")
         given |= {name: body[name] for name in names if body.get(name)}
-    return given
+    return {name: redact_cell(value) if isinstance(value, str) else value for name, value in given.items()}

@@ -16,7 +16,7 @@ from kontext_model.revision import Defaults
 from orchestrator.catalogs import Catalogue, Row
 from orchestrator.recipes import OPTIONS, OptionError, Recipe, cannot_pin, read_option, resolve_recipe
 from orchestrator.state.bulk import COLUMNS, JobRow
-from orchestrator.state.database import storable
+from orchestrator.state.database import tellable
 
 CUSTOM_ID_MAX_CHARACTERS = 256
 RECIPE_CACHE = 10_000
@@ -190,7 +190,7 @@ def _check_texts(image: str, custom_id: str) -> None:
 
 
 def _clean(text: str | None) -> str | None:
-    return None if text is None else storable(text)
+    return None if text is None else tellable(text)
 
 
 def _given(values: Mapping[str, str | None], told: frozenset[str] = _TOLD) -> str | None:

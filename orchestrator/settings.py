@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from orchestrator.redaction import RedactingFormatter, redact_event
+
 PREFIX = "KONTEXT_"
 # Raised whenever the same recipe, seed and weights would give other pixels than before.
 PIPELINE_VERSION = 1
@@ -136,8 +138,10 @@ class Settings(BaseModel):
 
 
 def configure_logs(settings: Settings) -> None:
-    """One line an event on stderr, for people or as JSON; chatty libraries only when they warn."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    """One line an event on stderr, for people or as JSON, without secrets; chatty libraries only when they warn."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in ("celery", "kombu", "botocore", "boto3", "urllib3", "httpx", "httpcore", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     renderer = (
@@ -151,6 +155,7 @@ def configure_logs(settings: Settings) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            redact_event,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 
 from orchestrator.cli.failures import CallError, RunError
 from orchestrator.local_stack import StackError, ensure_stack, stack_status, stop_stack
+from orchestrator.redaction import RedactingFormatter
 from orchestrator.settings import Settings
 from orchestrator.state import migration
 from orchestrator.state.database import open_database
@@ -128,7 +129,7 @@ def log_to_file(settings: Settings) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CallError(f"{settings.home} cannot be used ({error.strerror}): set KONTEXT_HOME to another") from error
-    logging.basicConfig(
-        filename=folder / "kontext.log", level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s"
-    )
+    handler = logging.FileHandler(folder / "kontext.log", delay=True)
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.captureWarnings(True)

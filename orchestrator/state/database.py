@@ -11,6 +11,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from orchestrator.redaction import redact
+
 SQLITE_BUSY_TIMEOUT_S = 30
 TEXT_MAX_CHARACTERS = 2_000
 
@@ -89,3 +91,8 @@ def single(engine: Engine) -> Engine:
 def storable(text: str) -> str:
     """A text that both databases store, whatever it came from: no NUL, no half of a surrogate pair, not endless."""
     return text[:TEXT_MAX_CHARACTERS].replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def tellable(text: str) -> str:
+    """A message that both databases store and everybody may read: no secret is in it."""
+    return storable(redact(text[: 2 * TEXT_MAX_CHARACTERS]))
