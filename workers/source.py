@@ -5,12 +5,12 @@ everything else, and files beyond the size limit. Pictures are opened by `worker
 """
 
 from orchestrator.settings import Settings
-from orchestrator.storage import ObjectMissing, StorageError, TooLarge, open_store, split_uri
+from orchestrator.storage import Content, ObjectMissing, StorageError, TooLarge, open_store, split_uri
 from workers.download import download
 from workers.photo import open_photo
-from workers.source_error import SourceError
+from workers.source_error import SourceError, show
 
-__all__ = ["SourceError", "fetch", "open_photo", "resolve"]
+__all__ = ["SourceError", "fetch", "locate", "open_photo", "resolve"]
 
 
 def resolve(reference: str, image_root: str) -> tuple[str, str]:
@@ -25,36 +25,45 @@ def resolve(reference: str, image_root: str) -> tuple[str, str]:
         return split_uri(f"s3{reference[2:]}")
     if scheme:
         raise _refuse(
-            "unsupported_scheme", f"{reference[:300]}: {scheme}:// is not supported; use a path, s3:// or https://"
+            "unsupported_scheme", f"{show(reference)}: {scheme}:// is not supported; use a path, s3:// or https://"
         )
     if not reference.strip("/. ") or "\0" in reference:
-        raise _refuse("image_missing", f"{reference[:300]!r} names no image")
+        raise _refuse("image_missing", f"{show(reference)!r} names no image")
     parts = reference.split("/")
     if reference.startswith(("/", "~")) or ".." in parts:
         raise _outside(reference, image_root)
     return image_root, "/".join(part for part in parts if part not in {"", "."})
 
 
-def fetch(reference: str, image_root: str, settings: Settings) -> bytes:
-    """The bytes of an image, at most `settings.max_image_bytes` of them.
+def locate(reference: str, image_root: str) -> str:
+    """The one spelling of where an image lies, whichever catalogue names it. Raises SourceError as `resolve` does."""
+    if _scheme(reference) == "https":
+        return f"https{reference[5:]}"
+    root, key = resolve(reference, image_root)
+    return f"{root.rstrip('/')}/{key}"
 
+
+def fetch(reference: str, image_root: str, settings: Settings, validator: str | None = None) -> Content | None:
+    """The bytes of an image, at most `settings.max_image_bytes` of them, with what tells later whether they changed.
+
+    None where `validator`, which an earlier content came with, still holds: then no byte of the image was read.
     Raises SourceError, its message naming the reference: what `resolve` refuses, `image_missing`, `image_too_large`,
     what the network does, and the codes of storage. A network or server that fails is `transient`, the rest `input`.
     """
     if _scheme(reference) == "https":
-        return download(f"https{reference[5:]}", settings)
+        return download(f"https{reference[5:]}", settings, validator)
     try:
         root, key = resolve(reference, image_root)
-        return open_store(root, settings).read(key, settings.max_image_bytes)
+        return open_store(root, settings).read_unless(key, settings.max_image_bytes, validator)
     except ObjectMissing as error:
-        raise _refuse("image_missing", f"{reference[:300]}: {error}; correct the path or add the image") from error
+        raise _refuse("image_missing", f"{show(reference)}: {error}; correct the path or add the image") from error
     except TooLarge as error:
-        raise _refuse("image_too_large", f"{reference[:300]}: {error} (KONTEXT_MAX_IMAGE_BYTES)") from error
+        raise _refuse("image_too_large", f"{show(reference)}: {error} (KONTEXT_MAX_IMAGE_BYTES)") from error
     except StorageError as error:
         if error.code == "key_outside":
             raise _outside(reference, image_root) from error
         raise SourceError(
-            error.code, "transient" if error.transient else "input", f"{reference[:300]}: {error}"
+            error.code, "transient" if error.transient else "input", f"{show(reference)}: {error}"
         ) from error
 
 
@@ -64,7 +73,7 @@ def _scheme(reference: str) -> str:
 
 def _outside(reference: str, image_root: str) -> SourceError:
     hint = "give a path relative to the catalogue, s3:// or https://"
-    return _refuse("path_outside_catalogue", f"{reference[:300]} lies outside {image_root}; {hint}")
+    return _refuse("path_outside_catalogue", f"{show(reference)} lies outside {image_root}; {hint}")
 
 
 def _refuse(code: str, message: str) -> SourceError:

@@ -7,6 +7,7 @@ from orchestrator.storage.locations import open_object, open_store, split_uri
 from orchestrator.storage.names import result_name
 from orchestrator.storage.store import (
     AccessDenied,
+    Content,
     ObjectInfo,
     ObjectMissing,
     StorageError,
@@ -14,10 +15,12 @@ from orchestrator.storage.store import (
     Store,
     TooLarge,
     Unavailable,
+    strong_etag,
 )
 
 __all__ = [
     "AccessDenied",
+    "Content",
     "ObjectInfo",
     "ObjectMissing",
     "StorageError",
@@ -29,4 +32,5 @@ __all__ = [
     "open_store",
     "result_name",
     "split_uri",
+    "strong_etag",
 ]

@@ -22,6 +22,7 @@ from orchestrator.storage.store import (
     BINARY,
     NO_METADATA,
     AccessDenied,
+    Content,
     ObjectInfo,
     ObjectMissing,
     StorageError,
@@ -33,6 +34,8 @@ from orchestrator.storage.store import (
 
 PART_PREFIX = ".part-"
 PART_LIFE_S = 86_400
+# The coarsest clock of a file system in use (FAT): two writes within it may leave the same times.
+SETTLED_S = 2.0
 # Names of one folder held in memory at once while they are sorted; a larger folder is read several times.
 SORTED_NAMES = 250_000
 
@@ -91,11 +94,20 @@ class FolderStore:
             return stream.read()
 
     def read(self, key: str, max_bytes: int) -> bytes:
+        content = self.read_unless(key, max_bytes, None)
+        assert content is not None
+        return content.data
+
+    def read_unless(self, key: str, max_bytes: int, validator: str | None) -> Content | None:
         with self.open(key) as stream, self._explain(key):
+            before = _validate(os.fstat(stream.fileno()))
+            if validator is not None and validator == before:
+                return None
             data = stream.read(max_bytes + 1)
+            after = _validate(os.fstat(stream.fileno()))
         if len(data) > max_bytes:
             raise TooLarge(f"{self.locate(key)} is larger than the {max_bytes:,} bytes allowed")
-        return data
+        return Content(data, after if after == before else None)
 
     @contextmanager
     def open(self, key: str, start: int = 0) -> Iterator[BinaryIO]:
@@ -252,6 +264,13 @@ def _translate(error: OSError, path: str, writing: bool) -> StorageError:
 def _describe(key: str, status: os.stat_result) -> ObjectInfo:
     identity = f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}".encode()
     return ObjectInfo(key, status.st_size, hashlib.sha256(identity).hexdigest()[:32], status.st_mtime)
+
+
+def _validate(status: os.stat_result) -> str | None:
+    """What changes whenever a file's bytes do; None for a file so new that it may change again within one tick."""
+    if time.time() - max(status.st_mtime, status.st_ctime) < SETTLED_S:
+        return None
+    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
 def _flush(stream: BinaryIO) -> None:

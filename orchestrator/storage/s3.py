@@ -35,6 +35,7 @@ from orchestrator.storage.store import (
     BINARY,
     NO_METADATA,
     AccessDenied,
+    Content,
     ObjectInfo,
     ObjectMissing,
     StorageError,
@@ -42,6 +43,7 @@ from orchestrator.storage.store import (
     TooLarge,
     Unavailable,
     check_key,
+    strong_etag,
 )
 
 LOCAL_BUCKET = "kontext-local"
@@ -84,6 +86,10 @@ _BUSY = frozenset(
     }
 )
 _NETWORK = (BotoConnectionError, HTTPClientError, IncompleteReadError, ResponseStreamingError, HTTPError, OSError)
+
+
+class _Unchanged(StorageError):
+    """The condition of a read holds: the object is the one that is known."""
 
 
 class S3Store:
@@ -141,29 +147,39 @@ class S3Store:
                 self._client.put_object(Bucket=self.bucket, Key=name, Body=data, ContentType=content_type)
 
     def get(self, key: str) -> bytes:
-        with self._body(key) as (body, _), self._explain(key):
-            return cast(bytes, body.read())
+        with self._body(key) as answer, self._explain(key):
+            return cast(bytes, answer["Body"].read())
 
     def read(self, key: str, max_bytes: int) -> bytes:
-        with self._body(key) as (body, size_bytes), self._explain(key):
-            data = cast(bytes, body.read(max_bytes + 1)) if size_bytes <= max_bytes else b""
+        content = self.read_unless(key, max_bytes, None)
+        assert content is not None
+        return content.data
+
+    def read_unless(self, key: str, max_bytes: int, validator: str | None) -> Content | None:
+        try:
+            with self._body(key, IfNoneMatch=validator) as answer, self._explain(key):
+                size_bytes = answer["ContentLength"]
+                data = cast(bytes, answer["Body"].read(max_bytes + 1)) if size_bytes <= max_bytes else b""
+        except _Unchanged:
+            return None
         if size_bytes > max_bytes or len(data) > max_bytes:
             raise TooLarge(f"{self.locate(key)} is larger than the {max_bytes:,} bytes allowed")
-        return data
+        return Content(data, strong_etag(answer.get("ETag")))
 
     @contextmanager
     def open(self, key: str, start: int = 0) -> Iterator[BinaryIO]:
-        with self._body(key, start) as (body, _):
-            yield cast(BinaryIO, io.BufferedReader(_Stream(body, lambda: self._explain(key)), STREAM_BYTES))
+        with self._body(key, Range=f"bytes={start}-" if start else None) as answer:
+            yield cast(BinaryIO, io.BufferedReader(_Stream(answer["Body"], lambda: self._explain(key)), STREAM_BYTES))
 
     @contextmanager
-    def _body(self, key: str, start: int = 0) -> Iterator[tuple[Any, int]]:
+    def _body(self, key: str, **asked: str | None) -> Iterator[Any]:
+        """The server's answer, whose body is closed in the end; `asked` are get_object's own arguments."""
         name = self._name(key)
-        rest = {"Range": f"bytes={start}-"} if start else {}
+        given = {argument: value for argument, value in asked.items() if value is not None}
         with self._explain(key):
-            answer = self._client.get_object(Bucket=self.bucket, Key=name, **rest)
-        with closing(answer["Body"]) as body:
-            yield body, answer["ContentLength"]
+            answer = self._client.get_object(Bucket=self.bucket, Key=name, **given)
+        with closing(answer["Body"]):
+            yield answer
 
     def head(self, key: str) -> ObjectInfo | None:
         name = self._name(key)
@@ -281,6 +297,8 @@ def _translate_answer(error: ClientError, uri: str) -> StorageError:
         return StorageError(
             f"{uri}: the bucket does not exist ({said}); make it or correct the URI", code="bucket_missing"
         )
+    if status == 304:
+        return _Unchanged(f"{uri} has not changed")
     if code in _MISSING:
         return ObjectMissing(f"{uri} does not exist")
     if code in _FULL or status == 507:

@@ -3,6 +3,7 @@
 Refuses keys that could name two objects or leave the root: `..`, a leading slash, control characters.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import BinaryIO, ClassVar, Protocol
 MAX_KEY_BYTES = 1024
 NO_METADATA: Mapping[str, str] = MappingProxyType({})
 BINARY = "application/octet-stream"
+_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]{1,200}"')
 
 
 class StorageError(Exception):
@@ -68,6 +70,14 @@ class ObjectInfo:
     modified_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The bytes of an object, and the validator that tells later whether they are these still; None: nothing tells."""
+
+    data: bytes
+    validator: str | None
+
+
 class Store(Protocol):
     """Objects under one root. Every method may raise StorageError; the message names the URI and what to do."""
 
@@ -96,6 +106,9 @@ class Store(Protocol):
     def read(self, key: str, max_bytes: int) -> bytes:
         """The whole object, never holding more than `max_bytes` + 1. Raises ObjectMissing, TooLarge."""
 
+    def read_unless(self, key: str, max_bytes: int, validator: str | None) -> Content | None:
+        """As `read`, with the validator of these bytes; None where `validator` still holds: then none is read."""
+
     def open(self, key: str, start: int = 0) -> AbstractContextManager[BinaryIO]:
         """A binary stream of the object from byte `start` on, which exists. Raises ObjectMissing on entry."""
 
@@ -116,6 +129,11 @@ class Store(Protocol):
 
     def check_writable(self) -> None:
         """Write and remove a small object. Raises StorageError saying why results could not be written here."""
+
+
+def strong_etag(etag: str | None) -> str | None:
+    """An entity tag as HTTP writes it, where it vouches for every byte; None for a weak, missing or odd one."""
+    return etag if etag and _STRONG_ETAG.fullmatch(etag) else None
 
 
 def check_key(key: str, root_uri: str) -> str:

@@ -86,6 +86,32 @@ def test_a_bounded_read_refuses_one_byte_too_many(store: Store) -> None:
     assert caught.value.code == "object_too_large"
 
 
+def test_a_read_tells_whether_the_object_changed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.storage.folder.SETTLED_S", 0.0)
+    store.replace("photo", b"0123456789")
+    first = store.read_unless("photo", 10, None)
+    assert first is not None and first.data == b"0123456789" and first.validator
+    assert store.read_unless("photo", 10, first.validator) is None
+    assert store.read_unless("photo", 10, '"another"') == first
+    store.replace("photo", b"9876543210")
+    second = store.read_unless("photo", 10, first.validator)
+    assert second is not None and second.data == b"9876543210" and second.validator != first.validator
+    with pytest.raises(TooLarge):
+        store.read_unless("photo", 9, first.validator)
+    store.delete("photo")
+    with pytest.raises(ObjectMissing):
+        store.read_unless("photo", 10, second.validator)
+
+
+def test_a_large_object_in_parts_is_known_again(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.storage.folder.SETTLED_S", 0.0)
+    (tmp_path / "large").write_bytes(os.urandom(1 << 20) * 9)
+    store.replace("large", tmp_path / "large")
+    found = store.read_unless("large", 16 << 20, None)
+    assert found is not None and len(found.data) == 9 << 20
+    assert store.read_unless("large", 16 << 20, found.validator) is None
+
+
 def test_what_is_missing_is_said_with_its_uri(store: Store) -> None:
     for read in (store.get, lambda key: store.read(key, 10), lambda key: store.open(key).__enter__()):
         with pytest.raises(ObjectMissing) as caught:

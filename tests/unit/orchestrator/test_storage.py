@@ -136,6 +136,24 @@ def test_a_file_and_a_folder_of_one_name_are_said(store: Store, first: str, seco
     assert store.get(first) == b"x"
 
 
+def test_a_file_is_known_again_only_when_it_has_settled(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writes within one tick of a file system's clock leave the same times: nothing would tell them apart."""
+    store.put("a", b"one")
+    fresh = store.read_unless("a", 10, None)
+    assert fresh is not None and fresh.validator is None
+    monkeypatch.setattr("orchestrator.storage.folder.SETTLED_S", 0.0)
+    known = store.read_unless("a", 10, None)
+    assert known is not None and store.read_unless("a", 10, known.validator) is None
+    path = tmp_path / "store" / "a"
+    times = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = store.read_unless("a", 10, known.validator)
+    assert changed is not None and changed.data == b"two"
+
+
 def test_part_files_are_hidden_and_the_forgotten_ones_swept(store: Store, tmp_path: Path) -> None:
     store.put("a", b"x")
     old, new = tmp_path / "store" / ".part-old", tmp_path / "store" / ".part-new"

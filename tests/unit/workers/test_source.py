@@ -8,7 +8,8 @@ import pytest
 
 from orchestrator.settings import Settings
 from orchestrator.storage import open_store
-from workers.source import SourceError, fetch, resolve
+from workers import source
+from workers.source import SourceError, locate, resolve
 
 SETTINGS = Settings(max_image_bytes=1024)
 
@@ -23,6 +24,12 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "catalogue-2").mkdir()
     (tmp_path / "catalogue-2" / "x.jpg").write_bytes(b"neighbour")
     return folder
+
+
+def fetch(reference: str, image_root: str, settings: Settings) -> bytes:
+    content = source.fetch(reference, image_root, settings)
+    assert content is not None
+    return content.data
 
 
 def refuse(reference: str, image_root: str | Path, settings: Settings = SETTINGS) -> SourceError:
@@ -101,6 +108,19 @@ def test_a_file_beyond_the_limit_is_refused(root: Path) -> None:
     error = refuse("large.jpg", root)
     assert (error.code, error.error_class) == ("image_too_large", "input")
     assert "KONTEXT_MAX_IMAGE_BYTES" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("reference", "image_root", "uri"),
+    [
+        ("a/./b.jpg", "/photos", "/photos/a/b.jpg"),
+        ("a//b.jpg", "s3://bucket/shop/", "s3://bucket/shop/a/b.jpg"),
+        ("S3://bucket/shop/a/b.jpg", "/photos", "s3://bucket/shop/a/b.jpg"),
+        ("HTTPS://h.example/a.jpg?w=1", "/photos", "https://h.example/a.jpg?w=1"),
+    ],
+)
+def test_an_image_has_one_absolute_uri(reference: str, image_root: str, uri: str) -> None:
+    assert locate(reference, image_root) == uri
 
 
 def test_a_relative_path_below_a_prefix_is_an_s3_uri() -> None:
