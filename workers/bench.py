@@ -27,6 +27,7 @@ from orchestrator.state.queries import Batch, Claimed
 from orchestrator.storage import open_store
 from orchestrator.storage.loras import fetch_lora
 from workers.handoff import Handoffs
+from workers.ledger import Ledger
 
 if TYPE_CHECKING:
     from kontext_model.lora import Lora
@@ -64,6 +65,7 @@ class Bench:
         self.batch = lru_cache(256)(self._read_batch)
         self.recipe = lru_cache(256)(self._read_recipe)
         self.direct = single(engine)
+        self.ledger = Ledger(engine)
         self._renewed: dict[str, float] = {}
         self._embeds: Callable[[str], TextEmbeds] = lru_cache(32)(self._take_embeds)
 
@@ -145,9 +147,10 @@ class Bench:
 
 @contextmanager
 def open_bench(engine: Engine, settings: Settings, editor: Editor, handoffs: Handoffs) -> Iterator[Bench]:
-    """A bench whose threads end with the block."""
+    """A bench whose threads end with the block, when what it learnt is told."""
     bench = Bench(engine, settings, editor, handoffs)
     try:
         yield bench
     finally:
         bench.threads.shutdown(cancel_futures=True)
+        bench.ledger.close()

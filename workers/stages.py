@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -18,17 +19,16 @@ from kontext_model.canvas import Canvas, choose
 from kontext_model.lora_file import LoraError
 from orchestrator.state import queries
 from orchestrator.state.fingerprint import fingerprint
-from orchestrator.state.queries import Advanced, Claimed, Ended, Finished
+from orchestrator.state.queries import Advanced, Claimed, Ended, Finished, Source
 from orchestrator.state.transitions import ErrorClass, Stage
-from orchestrator.storage import Store, open_object, result_name
+from orchestrator.storage import StorageError
 from workers import source
 from workers.bench import Bench, Recipe
 from workers.failures import Failure, classify
-from workers.finishing import finish, identify
+from workers.results import adopt, find_again, store_picture
 
 TOKEN_CHANNELS = 64
 WATCH_INTERVAL_S = 1.0
-PNG = "image/png"
 log = structlog.get_logger("stages")
 
 
@@ -51,18 +51,14 @@ def encode(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
     """Fetch and check the photos, reuse what exists, encode the rest as condition latents and the prompts as embeds."""
     outcome, clock = Outcome(), _Clock(unit)
     photos: dict[Claimed, Image.Image] = {}
-    hashed: dict[Claimed, tuple[str, str, bytes]] = {}
-    for job, data in zip(unit, bench.each(lambda job: _fetch(bench, job), unit), strict=True):
-        if isinstance(data, Exception):
-            outcome.failed.append(_failure(job, clock, data))
-        else:
-            sha256 = hashlib.sha256(data).hexdigest()
-            print_ = fingerprint(sha256, job.recipe_id, job.seed, bench.editor.revision, bench.settings.numerics)
-            hashed[job] = (sha256, print_, data)
-    _reuse(bench, hashed, outcome, clock)
-    opened = bench.each(lambda job: source.open_photo(hashed[job][2], bench.settings), list(hashed))
+    images = _read(bench, unit, _recall(bench, unit), outcome, clock)
+    _reuse(bench, images, outcome, clock)
+    # What is unchanged and has no picture yet is read after all.
+    images |= _read(bench, [job for job in images if images[job].data is None], {}, outcome, clock)
+    whole = {job: image.data for job, image in images.items() if image.data is not None}
+    opened = bench.each(lambda job: source.open_photo(whole[job], bench.settings), list(whole))
     by_canvas: dict[Canvas, list[Claimed]] = defaultdict(list)
-    for job, photo in zip(list(hashed), opened, strict=True):
+    for job, photo in zip(whole, opened, strict=True):
         try:
             if isinstance(photo, Exception):
                 raise photo
@@ -82,8 +78,10 @@ def encode(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
             bench.handoffs.put(Stage.ENCODE, dict(zip(together, latents, strict=True)))
 
         for job in _together_or_alone(run, jobs, outcome, clock):
-            sha256, print_, _ = hashed[job]
-            outcome.advanced.append(Advanced(job.id, job.attempt, clock.share(), str(canvas), sha256, print_))
+            told = images[job]
+            outcome.advanced.append(
+                Advanced(job.id, job.attempt, clock.share(), str(canvas), told.sha256, told.fingerprint)
+            )
     return outcome
 
 
@@ -130,7 +128,7 @@ def decode(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
     pictures: dict[Claimed, Image.Image] = {}
     # A later attempt looks first: the one before it may have stored the picture and died before its commit.
     again = [job for job in unit if job.attempt > 0]
-    looked = bench.each(lambda job: _adopt(bench, job), again) if again else []
+    looked = bench.each(lambda job: adopt(bench, job), again) if again else []
     outcome.finished += [found for found in looked if isinstance(found, Finished)]
     adopted = {end.id for end in outcome.finished}
     rest = [job for job in unit if job.id not in adopted]
@@ -143,7 +141,7 @@ def decode(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
 
     held = [job for job in rest if job.id in latents]
     decoded = list(_together_or_alone(run, held, outcome, clock))
-    stored = bench.each(lambda job: _store(bench, job, pictures[job], clock), decoded) if decoded else []
+    stored = bench.each(lambda job: store_picture(bench, job, pictures[job], clock.share()), decoded) if decoded else []
     for job, end in zip(decoded, stored, strict=True):
         if isinstance(end, Exception):
             outcome.failed.append(_failure(job, clock, end))
@@ -188,8 +186,54 @@ class _Watch:
         return not self._wanted
 
 
-def _fetch(bench: Bench, job: Claimed) -> bytes:
-    return source.fetch(job.image, bench.batch(job.batch_id).image_root, bench.settings)
+@dataclass(frozen=True)
+class _Image:
+    """A source image, read or known to be unchanged."""
+
+    sha256: str
+    fingerprint: str
+    data: bytes | None
+
+
+def _recall(bench: Bench, unit: Sequence[Claimed]) -> Mapping[Claimed, Source]:
+    """What is remembered of the unit's images. A reference that leads nowhere is for `_read` to refuse."""
+    uris: dict[Claimed, str] = {}
+    for job in unit:
+        with suppress(source.SourceError, StorageError):
+            uris[job] = _locate(bench, job)
+    known = bench.ledger.recall(unit[0].batch_id, list(uris.values()))
+    return {job: known[uri] for job, uri in uris.items() if uri in known}
+
+
+def _locate(bench: Bench, job: Claimed) -> str:
+    return source.locate(job.image, bench.batch(job.batch_id).image_root)
+
+
+def _read(
+    bench: Bench, unit: Sequence[Claimed], known: Mapping[Claimed, Source], outcome: Outcome, clock: _Clock
+) -> dict[Claimed, _Image]:
+    """Fetch the images of a unit, but for the bytes of those that are known and unchanged; notes the failures."""
+
+    def fetch(job: Claimed) -> _Image:
+        image_root, before = bench.batch(job.batch_id).image_root, known.get(job)
+        content = source.fetch(job.image, image_root, bench.settings, before.validator if before else None)
+        if content is None:
+            assert before is not None
+            sha256, data = before.image_sha256, None
+        else:
+            sha256, data = hashlib.sha256(content.data).hexdigest(), content.data
+            if content.validator is not None:
+                bench.ledger.learn(_locate(bench, job), content.validator, sha256)
+        print_ = fingerprint(sha256, job.recipe_id, job.seed, bench.editor.revision, bench.settings.numerics)
+        return _Image(sha256, print_, data)
+
+    images = {}
+    for job, image in zip(unit, bench.each(fetch, unit), strict=True):
+        if isinstance(image, Exception):
+            outcome.failed.append(_failure(job, clock, image))
+        else:
+            images[job] = image
+    return images
 
 
 def _choose_canvas(bench: Bench, recipe: Recipe, photo: Image.Image) -> Canvas:
@@ -206,70 +250,27 @@ def _negative_text(recipe: Recipe) -> str | None:
     return str(recipe["negative_prompt"])
 
 
-def _reuse(bench: Bench, hashed: dict[Claimed, tuple[str, str, bytes]], outcome: Outcome, clock: _Clock) -> None:
-    """Close the jobs whose fingerprint has a picture already, and take them out of `hashed`."""
-    if not hashed:
+def _reuse(bench: Bench, images: dict[Claimed, _Image], outcome: Outcome, clock: _Clock) -> None:
+    """Close the jobs whose fingerprint has a picture already, and take them out of `images`."""
+    if not images:
         return
     with bench.direct.connect() as connection:
-        known = queries.find_reusable(connection, [print_ for _, print_, _ in hashed.values()])
-    candidates = [job for job, (_, print_, _) in hashed.items() if print_ in known]
-    if not candidates:
-        return
-    found = bench.each(lambda job: _reference(bench, job, *known[hashed[job][1]]), candidates)
+        known = queries.find_reusable(connection, [image.fingerprint for image in images.values()])
+    candidates = [job for job, image in images.items() if image.fingerprint in known]
+    found = bench.each(lambda job: find_again(bench, job, *known[images[job].fingerprint]), candidates)
     for job, result in zip(candidates, found, strict=True):
-        if isinstance(result, str):
-            sha256, print_, _ = hashed.pop(job)
+        if result is None:
+            continue
+        image = images.pop(job)
+        if isinstance(result, Exception):
+            outcome.failed.append(_failure(job, clock, result))
+        else:
             outcome.finished.append(
-                Finished(job.id, job.attempt, clock.share(), result, known[print_][1], None, sha256, print_, reused=1)
-            )
-
-
-def _reference(bench: Bench, job: Claimed, result: str, sha256: str) -> str | None:
-    """Where the job finds a picture that exists: by reference, or copied when results go elsewhere this time."""
-    store, key = open_object(result, bench.settings)
-    batch = bench.batch(job.batch_id)
-    base = batch.results_uri.rpartition("/")[0]
-    if result.startswith(f"{base}/"):
-        return result if store.head(key) is not None else None
-    data = store.get(key)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        return None
-    own = bench.store(batch.results_uri)
-    name = _result_key(job, own)
-    if not own.put(name, data, content_type=PNG) and own.get(name) != data:
-        return None
-    return own.locate(name)
-
-
-def _result_key(job: Claimed, store: Store) -> str:
-    name = job.custom_id if job.take == 1 else f"{job.custom_id}.take{job.take}"
-    return result_name(name, ignore_case=store.ignores_case)
-
-
-def _adopt(bench: Bench, job: Claimed) -> Finished | None:
-    """The end of a job whose picture an earlier attempt has stored already."""
-    store = bench.store(bench.batch(job.batch_id).results_uri)
-    key = _result_key(job, store)
-    if store.head(key) is None:
-        return None
-    data = store.get(key)
-    if identify(data) != job.fingerprint:
-        return None
-    return Finished(job.id, job.attempt, 0.0, store.locate(key), hashlib.sha256(data).hexdigest())
-
-
-def _store(bench: Bench, job: Claimed, picture: Image.Image, clock: _Clock) -> Finished:
-    data = finish(picture, fingerprint=job.fingerprint or "")
-    sha256 = hashlib.sha256(data).hexdigest()
-    store = bench.store(bench.batch(job.batch_id).results_uri)
-    key = _result_key(job, store)
-    metadata = {"fingerprint": job.fingerprint or "", "sha256": sha256}
-    if not store.put(key, data, content_type=PNG, metadata=metadata):
-        adopted = _adopt(bench, job)
-        if adopted is None:
-            raise FileExistsError(f"{store.locate(key)} holds another picture; results are never overwritten")
-        return adopted
-    return Finished(job.id, job.attempt, clock.share(), store.locate(key), sha256)
+                Finished(
+                    job.id, job.attempt, clock.share(), result, known[image.fingerprint][1], None, image.sha256,
+                    image.fingerprint, reused=1,
+                )
+            )  # fmt: skip
 
 
 def _failure(job: Claimed, clock: _Clock, error: Exception, together: int = 1) -> Failure:

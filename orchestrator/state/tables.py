@@ -165,6 +165,14 @@ attempts = Table(
     Column("ended_at", Double, nullable=False),
 )
 
+sources = Table(
+    "sources",
+    metadata,
+    Column("id", Text, primary_key=True, comment="digest of the image's absolute URI"),
+    Column("validator", Text, nullable=False, comment="a strong ETag, or a file's identity and times"),
+    Column("image_sha256", Text, nullable=False),
+)
+
 workers = Table(
     "workers",
     metadata,

@@ -444,12 +444,12 @@ class TestViews:
         seed.claim(Group(Stage.ENCODE, RECIPE, "", REVISION), worker="other")
         assert not seed.do(queries.any_held, unit)
 
-    def test_the_first_picture_of_a_fingerprint_is_reused(self, seed: Seeder) -> None:
+    def test_the_latest_picture_of_a_fingerprint_is_reused(self, seed: Seeder) -> None:
         first, second, third = seed.claim(seed.queued(3))
         seed.do(queries.succeed, Stage.ENCODE, [finished(job, fingerprint="same") for job in (first, second)])
         seed.do(queries.advance, Stage.ENCODE, [Advanced(third.id, 0, 0.0, "256x256", "image", "running")])
         assert seed.do(queries.find_reusable, ["same", "running", "unknown"]) == {
-            "same": (f"/results/{first.id}.png", f"sha-{first.id}")
+            "same": (f"/results/{second.id}.png", f"sha-{second.id}")
         }
         assert seed.do(queries.find_reusable, []) == {}
 

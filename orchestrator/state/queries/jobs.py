@@ -4,9 +4,8 @@ Every write to a running job names its attempt: the fencing token. A write that 
 and is dropped by the caller.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,14 +23,13 @@ from sqlalchemy import (
     update,
 )
 
-from orchestrator.state.database import now, storable
+from orchestrator.state.database import now, tellable
 from orchestrator.state.messages import bells_needed
 from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished, Group, Retried
 from orchestrator.state.queries.statements import (
     as_json,
     carry_statement,
     claim_statement,
-    reusable_statement,
     write_statement,
 )
 from orchestrator.state.tables import attempts, batches, in_state, jobs
@@ -115,13 +113,13 @@ def succeed(connection: Connection, stage: Stage, ends: Sequence[Finished]) -> s
 
 def fail(connection: Connection, stage: Stage, ends: Sequence[Failed]) -> set[int]:
     """End jobs that cannot succeed; gives the ids that moved."""
-    ends = [replace(end, message=storable(end.message)) for end in ends]
+    ends = [replace(end, message=tellable(end.message)) for end in ends]
     return _record(connection, "fail", stage, ends, _write(connection, "fail", stage, ends))
 
 
 def retry(connection: Connection, stage: Stage, ends: Sequence[Retried]) -> set[int]:
     """Queue jobs for the same stage again, each not before its own time; raises the attempt, counts a failure."""
-    ends = [replace(end, message=storable(end.message)) for end in ends]
+    ends = [replace(end, message=tellable(end.message)) for end in ends]
     return _record(connection, "retry", stage, ends, _write(connection, "retry", stage, ends))
 
 
@@ -192,13 +190,6 @@ def any_held(connection: Connection, attempts_by_id: Mapping[int, int]) -> bool:
     """Whether any of these jobs still runs at the attempt given: if none does, nobody wants the work."""
     statement = select(jobs.c.id, jobs.c.attempt).where(jobs.c.id.in_(list(attempts_by_id)), in_state(JobState.RUNNING))
     return any(attempts_by_id[row.id] == row.attempt for row in connection.execute(statement))
-
-
-def find_reusable(connection: Connection, fingerprints: Iterable[str]) -> Mapping[str, tuple[str, str]]:
-    """Pictures that exist for these fingerprints: fingerprint → (result URI, sha256), the oldest first writer."""
-    given = {"given": json.dumps(list(fingerprints))}
-    rows = connection.execute(reusable_statement(connection.dialect.name), given)
-    return {row.fingerprint: (row.result, row.sha256) for row in rows}
 
 
 def in_flight(connection: Connection) -> Mapping[str, int]:

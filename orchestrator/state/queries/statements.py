@@ -126,16 +126,3 @@ def claim_statement(dialect: str) -> TextClause:
         WHERE state = 'queued' AND id IN (SELECT id FROM chosen)
         RETURNING {_CLAIMED}"""
     )
-
-
-@cache
-def reusable_statement(dialect: str) -> TextClause:
-    """Pictures that exist for the fingerprints in `given`, the newest first."""
-    listed = {
-        "postgresql": "jsonb_array_elements_text(CAST(:given AS jsonb)) AS given(value)",
-        "sqlite": "json_each(:given) AS given",
-    }[dialect]
-    return text(
-        f"SELECT jobs.fingerprint, jobs.result, jobs.sha256 FROM {listed} JOIN jobs ON jobs.fingerprint = given.value"
-        " WHERE jobs.state = 'succeeded' ORDER BY jobs.id DESC"
-    )
