@@ -1,13 +1,17 @@
 """What travels between stages: tensors as safetensors bytes in Redis, with a time to live.
 
-Owns the keys and the checks of what comes back. A handoff that is gone, or is not what was expected, is reported as
-missing and its job is encoded again. Refuses pickles: bytes from Redis are never trusted to be more than tensors.
+Owns the keys and the checks of what comes back: its size before it is fetched, its header before it is read, names,
+dtypes and shapes before they are used. A handoff that is gone, or is not what was expected, is reported as missing and
+its job is encoded again. Refuses pickles: bytes from Redis are never trusted to be more than tensors.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import redis
+import torch
+from redis.exceptions import RedisError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -15,6 +19,12 @@ from torch import Tensor
 from kontext_model.text import TextEmbeds
 from orchestrator.state.queries import Claimed
 from orchestrator.state.transitions import Stage
+
+HEADER_BYTES = 1024
+"""More than the header of two tensors takes."""
+EMBEDS_BYTES = 64 << 20
+"""More than a text takes: 512 tokens of 4096 floats are 8 MiB."""
+DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
 class Handoffs:
@@ -39,13 +49,14 @@ class Handoffs:
         self._latest = {_key(job, stage): tensor for job, tensor in latents.items()}
 
     def take(self, stage: Stage, unit: Sequence[Claimed], shape: tuple[int, int]) -> dict[int, Tensor]:
-        """What `stage` left for these jobs, by job id; without those that are gone or have another shape."""
+        """What `stage` left for these jobs, by job id; without those that are gone, or other than latents (S, 64)."""
         keys = {job.id: _key(job, stage) for job in unit}
         taken = {id_: self._latest[key] for id_, key in keys.items() if key in self._latest}
         asked = [id_ for id_ in keys if id_ not in taken]
-        for id_, data in zip(asked, self._cache.mget([keys[id_] for id_ in asked]) if asked else [], strict=True):
-            tensors = _load(data)
-            if "latents" in tensors and tuple(tensors["latents"].shape) == shape:
+        limit_bytes = 8 + HEADER_BYTES + math.prod(shape) * torch.float32.itemsize
+        for id_, data in zip(asked, self._fetch([keys[id_] for id_ in asked], limit_bytes), strict=True):
+            tensors = _load(data, limit_bytes)
+            if tensors.keys() == {"latents"} and tuple(tensors["latents"].shape) == shape:
                 taken[id_] = tensors["latents"]
         return taken
 
@@ -71,10 +82,27 @@ class Handoffs:
 
     def take_embeds(self, text: str) -> TextEmbeds | None:
         """One text's embeds, or None when they are gone."""
-        tensors = _load(self._cache.get(self._embeds_key(text)))
-        if tensors.keys() != {"pooled", "sequence"} or tensors["pooled"].ndim != 2 or tensors["sequence"].ndim != 3:
+        [data] = self._fetch([self._embeds_key(text)], EMBEDS_BYTES)
+        tensors = _load(data, EMBEDS_BYTES)
+        if tensors.keys() != {"pooled", "sequence"}:
             return None
-        return TextEmbeds(tensors["pooled"], tensors["sequence"])
+        pooled, sequence = tensors["pooled"], tensors["sequence"]
+        if (pooled.ndim, sequence.ndim, len(pooled), len(sequence)) != (2, 3, 1, 1):
+            return None
+        return TextEmbeds(pooled, sequence)
+
+    def _fetch(self, keys: Sequence[str], limit_bytes: int) -> list[object]:
+        """The values of keys, cut one byte behind the limit: whoever wrote them, they do not fill our memory."""
+        if not keys:
+            return []
+        with self._cache.pipeline(transaction=False) as pipeline:
+            for key in keys:
+                pipeline.getrange(key, 0, limit_bytes)
+            values = pipeline.execute(raise_on_error=False)
+        for value in values:
+            if isinstance(value, RedisError) and "WRONGTYPE" not in str(value):
+                raise value
+        return values
 
     def _embeds_key(self, text: str) -> str:
         digest = hashlib.sha256(f"{self._scope}\n{text}".encode()).hexdigest()
@@ -86,10 +114,14 @@ def _key(job: Claimed, stage: Stage) -> str:
     return f"kontext:handoff:{job.batch_id}:{job.id}:{stage.value}"
 
 
-def _load(data: object) -> dict[str, Tensor]:
-    if not isinstance(data, bytes):
+def _load(data: object, limit_bytes: int) -> dict[str, Tensor]:
+    """The floating-point tensors in these bytes; none where they are too many, or are not plain safetensors."""
+    if not isinstance(data, bytes) or not 8 < len(data) <= limit_bytes:
+        return {}
+    if int.from_bytes(data[:8], "little") > HEADER_BYTES:
         return {}
     try:
-        return dict(load(data))
-    except SafetensorError:
+        tensors = dict(load(data))
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError):  # a dtype torch lacks, a size it refuses
         return {}
+    return tensors if all(tensor.dtype in DTYPES for tensor in tensors.values()) else {}

@@ -1,0 +1,157 @@
+"""Handoffs: what goes in comes out, and forged bytes are a handoff that is missing."""
+
+import json
+import struct
+import tracemalloc
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import redis
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+from kontext_model.text import TextEmbeds
+from orchestrator.state.queries import Claimed
+from orchestrator.state.transitions import Stage
+from workers import handoff
+from workers.handoff import EMBEDS_BYTES, HEADER_BYTES, Handoffs
+
+SHAPE = (4, 64)
+JOB = Claimed(1, "b", 1, 1, "a", "a.jpg", "r", 0, "32x32", 0, 0, 0, None)
+KEY = "kontext:handoff:b:1:encode"
+TEXT = "a text"
+
+
+@pytest.fixture
+def cache(valkey_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(valkey_url) as client:
+        yield client
+
+
+@pytest.fixture
+def handoffs(cache: redis.Redis) -> Handoffs:
+    return Handoffs(cache, ttl_s=60, scope="test")
+
+
+def forge(header: Mapping[str, Any] | bytes, data: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors file by hand."""
+    head = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(head) if length is None else length) + head + data
+
+
+def tensor(dtype: str, shape: list[int], end: int) -> dict[str, Any]:
+    return {"latents": {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}}
+
+
+def take(cache: redis.Redis, handoffs: Handoffs, data: bytes) -> Mapping[int, torch.Tensor]:
+    cache.set(KEY, data)
+    return handoffs.take(Stage.ENCODE, [JOB], SHAPE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_latents_come_back_as_they_went(cache: redis.Redis, handoffs: Handoffs, dtype: torch.dtype) -> None:
+    latents = torch.randn(SHAPE).to(dtype)
+    handoffs.put(Stage.ENCODE, {JOB: latents})
+    elsewhere = Handoffs(cache, ttl_s=60, scope="test")
+    [taken] = elsewhere.take(Stage.ENCODE, [JOB], SHAPE).values()
+    assert taken.dtype == dtype and torch.equal(taken, latents)
+    assert 0 < cache.ttl(KEY) <= 60
+
+
+def test_embeds_come_back_and_none_are_missing(cache: redis.Redis, handoffs: Handoffs) -> None:
+    embeds = TextEmbeds(torch.randn(1, 8), torch.randn(1, 16, 8))
+    assert handoffs.take_embeds(TEXT) is None
+    handoffs.put_embeds(TEXT, embeds)
+    found = handoffs.take_embeds(TEXT)
+    assert found is not None and torch.equal(found.sequence, embeds.sequence)
+    assert Handoffs(cache, ttl_s=60, scope="another model").take_embeds(TEXT) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80\x04\x95pickle",
+        forge(tensor("F64", [4, 64], 2048), bytes(2048)),
+        forge(tensor("I64", [4, 64], 2048), bytes(2048)),
+        forge(tensor("BOOL", [4, 64], 256), bytes(256)),
+        forge(tensor("C64", [4, 64], 2048), bytes(2048)),
+        forge(tensor("F8_E4M3", [4, 64], 256), bytes(256)),
+        forge(tensor("F99", [4, 64], 1024), bytes(1024)),
+        forge(tensor("F32", [64, 4], 1024), bytes(1024)),
+        forge(tensor("F32", [1, 4, 64], 1024), bytes(1024)),
+        forge(tensor("F32", [256], 1024), bytes(1024)),
+        forge(tensor("F32", [2**40, 64], 1024), bytes(1024)),
+        forge(tensor("F32", [-4, -64], 1024), bytes(1024)),
+        forge(tensor("F32", [4, 64], 1024), bytes(1000)),
+        forge(tensor("F32", [4, 64], 1024), bytes(1100)),
+        forge(tensor("F32", [4, 64], 2**63), bytes(1024)),
+        forge({**tensor("F32", [4, 64], 1024), "more": tensor("F32", [0], 0)["latents"]}, bytes(1024)),
+        forge({"other": tensor("F32", [4, 64], 1024)["latents"]}, bytes(1024)),
+        forge(b"{}"),
+        forge(b"[" * 1000),
+        forge(b"{}", length=2**64 - 1),
+        forge(b"{}", length=2**40),
+        forge(b" " * (HEADER_BYTES + 1) + b"{}"),
+    ],
+)
+def test_forged_latents_are_missing(cache: redis.Redis, handoffs: Handoffs, data: bytes) -> None:
+    assert take(cache, handoffs, data) == {}
+
+
+def test_another_type_under_the_key_is_missing_too(cache: redis.Redis, handoffs: Handoffs) -> None:
+    cache.lpush(KEY, "x")
+    assert handoffs.take(Stage.ENCODE, [JOB], SHAPE) == {}
+
+
+def test_a_giant_value_is_never_fetched(cache: redis.Redis, handoffs: Handoffs) -> None:
+    cache.setrange(KEY, 200 << 20, b"x")
+    tracemalloc.start()
+    assert handoffs.take(Stage.ENCODE, [JOB], SHAPE) == {}
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1 << 20
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"pooled": torch.zeros(1, 8)},
+        {"pooled": torch.zeros(8), "sequence": torch.zeros(1, 16, 8)},
+        {"pooled": torch.zeros(1, 8), "sequence": torch.zeros(16, 8)},
+        {"pooled": torch.zeros(2, 8), "sequence": torch.zeros(2, 16, 8)},
+        {"pooled": torch.zeros(1, 8), "sequence": torch.zeros(1, 16, 8, dtype=torch.int64)},
+        {"pooled": torch.zeros(1, 8), "sequence": torch.zeros(1, 16, 8), "more": torch.zeros(1)},
+        {"pooled": torch.zeros(1, 8), "sequence": torch.zeros(1, 1, EMBEDS_BYTES // 4)},
+    ],
+)
+def test_forged_embeds_are_missing(cache: redis.Redis, handoffs: Handoffs, tensors: Mapping[str, torch.Tensor]) -> None:
+    cache.set(handoffs._embeds_key(TEXT), save(dict(tensors)))
+    assert handoffs.take_embeds(TEXT) is None
+
+
+@hypothesis_settings(max_examples=300, suppress_health_check=list(HealthCheck))
+@given(
+    st.one_of(
+        st.binary(max_size=400),
+        st.builds(
+            lambda dtype, shape, end, data, more: forge(
+                {"latents": {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}, **more}, data
+            ),
+            st.sampled_from(["F32", "F16", "BF16", "F64", "I8", "F8_E5M2", "F4", "F6_E2M3", "F8_E8M0", "U64", "x"]),
+            st.lists(st.sampled_from([-1, 0, 1, 4, 64, 2**31, 2**62, 2**64]), max_size=4),
+            st.sampled_from([0, 1, 256, 512, 1024, 2**40, 2**64 - 1]),
+            st.sampled_from([b"", bytes(256), bytes(512), bytes(1024)]),
+            st.dictionaries(st.sampled_from(["__metadata__", "latents", ""]), st.none() | st.integers(), max_size=2),
+        ),
+    )
+)
+def test_whatever_lies_in_redis_is_latents_or_missing(data: bytes) -> None:
+    limit_bytes = 8 + HEADER_BYTES + 1024
+    for found in handoff._load(data, limit_bytes).values():
+        assert found.dtype in handoff.DTYPES
+        assert found.numel() * found.itemsize <= limit_bytes
