@@ -26,6 +26,7 @@ from orchestrator.state.database import single
 from orchestrator.state.queries import Batch, Claimed
 from orchestrator.storage import open_store
 from orchestrator.storage.loras import fetch_lora
+from workers.decoder import Decoders
 from workers.handoff import Handoffs
 from workers.ledger import Ledger
 
@@ -66,6 +67,7 @@ class Bench:
         self.recipe = lru_cache(256)(self._read_recipe)
         self.direct = single(engine)
         self.ledger = Ledger(engine)
+        self.decoders = Decoders(settings.max_image_px)
         self._renewed: dict[str, float] = {}
         self._embeds: Callable[[str], TextEmbeds] = lru_cache(32)(self._take_embeds)
 
@@ -147,10 +149,11 @@ class Bench:
 
 @contextmanager
 def open_bench(engine: Engine, settings: Settings, editor: Editor, handoffs: Handoffs) -> Iterator[Bench]:
-    """A bench whose threads end with the block, when what it learnt is told."""
+    """A bench whose threads and processes end with the block; what it learnt is told."""
     bench = Bench(engine, settings, editor, handoffs)
     try:
         yield bench
     finally:
         bench.threads.shutdown(cancel_futures=True)
+        bench.decoders.close()
         bench.ledger.close()

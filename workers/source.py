@@ -1,16 +1,15 @@
-"""Source images: from the reference in a catalogue to bytes, and from bytes to a picture.
+"""Source images: from the reference in a catalogue to bytes.
 
 Owns where a reference may point: below the catalogue's folder or prefix, into S3, or to an allowed https host. Refuses
-everything else, and files beyond the size limit. Pictures are opened by `workers.photo`, https by `workers.download`.
+everything else, and files beyond the size limit. https is `workers.download`'s.
 """
 
 from orchestrator.settings import Settings
 from orchestrator.storage import Content, ObjectMissing, StorageError, TooLarge, open_store, split_uri
 from workers.download import download
-from workers.photo import open_photo
 from workers.source_error import SourceError, show
 
-__all__ = ["SourceError", "fetch", "locate", "open_photo", "resolve"]
+__all__ = ["SourceError", "fetch", "locate", "resolve"]
 
 
 def resolve(reference: str, image_root: str) -> tuple[str, str]:

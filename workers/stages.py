@@ -56,7 +56,7 @@ def encode(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
     # What is unchanged and has no picture yet is read after all.
     images |= _read(bench, [job for job in images if images[job].data is None], {}, outcome, clock)
     whole = {job: image.data for job, image in images.items() if image.data is not None}
-    opened = bench.each(lambda job: source.open_photo(whole[job], bench.settings), list(whole))
+    opened = bench.each(lambda job: bench.decoders.open(whole[job]), list(whole))
     by_canvas: dict[Canvas, list[Claimed]] = defaultdict(list)
     for job, photo in zip(whole, opened, strict=True):
         try:

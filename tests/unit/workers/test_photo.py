@@ -14,9 +14,10 @@ import pytest
 from PIL import Image, ImageCms
 
 from orchestrator.settings import Settings
-from workers.source import SourceError, open_photo
+from workers.photo import open_photo
+from workers.source_error import SourceError
 
-SETTINGS = Settings()
+MAX_PX = Settings().max_image_px
 RED, GREEN = (200, 30, 40), (20, 180, 60)
 
 
@@ -34,16 +35,16 @@ def encode(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def refuse(data: bytes, settings: Settings = SETTINGS) -> SourceError:
+def refuse(data: bytes, max_px: int = MAX_PX) -> SourceError:
     with pytest.raises(SourceError) as caught:
-        open_photo(data, settings)
+        open_photo(data, max_px)
     assert caught.value.error_class == "input"
     return caught.value
 
 
 def check(data: bytes, size: tuple[int, int] = (96, 64), tolerance: int = 3) -> Image.Image:
     """Opens it and sees that it is the photo of the fixture."""
-    read = open_photo(data, SETTINGS)
+    read = open_photo(data, MAX_PX)
     assert (read.mode, read.size) == ("RGB", size)
     np.testing.assert_allclose(read.getpixel((8, 32)), RED, atol=tolerance)
     np.testing.assert_allclose(read.getpixel((88, 32)), GREEN, atol=tolerance)
@@ -88,19 +89,19 @@ def test_alpha_is_laid_on_white(photo: Image.Image) -> None:
     for mode in ("RGBA", "LA"):
         clear = photo.convert(mode)
         clear.putalpha(Image.new("L", photo.size, 0))
-        assert open_photo(encode(clear), SETTINGS).getcolors() == [(96 * 64, (255, 255, 255))]
+        assert open_photo(encode(clear), MAX_PX).getcolors() == [(96 * 64, (255, 255, 255))]
     half = photo.convert("RGBA")
     half.putalpha(Image.new("L", photo.size, 128))
-    read = open_photo(encode(half), SETTINGS)
+    read = open_photo(encode(half), MAX_PX)
     np.testing.assert_allclose(read.getpixel((0, 0)), [(v * 128 + 255 * 127) / 255 for v in RED], atol=1)
 
 
 def test_a_transparent_colour_is_laid_on_white(photo: Image.Image) -> None:
-    read = open_photo(encode(photo, transparency=RED), SETTINGS)
+    read = open_photo(encode(photo, transparency=RED), MAX_PX)
     assert read.getpixel((0, 0)) == (255, 255, 255)
     assert read.getpixel((90, 0)) == GREEN
     palette = photo.quantize(4)
-    read = open_photo(encode(palette, transparency=palette.getpixel((0, 0))), SETTINGS)
+    read = open_photo(encode(palette, transparency=palette.getpixel((0, 0))), MAX_PX)
     assert read.getpixel((0, 0)) == (255, 255, 255)
     assert read.getpixel((90, 0)) == GREEN
 
@@ -108,21 +109,21 @@ def test_a_transparent_colour_is_laid_on_white(photo: Image.Image) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_grey_is_scaled_and_not_clipped(kind: str) -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(32, 0)
-    read = open_photo(encode(Image.fromarray(ramp), kind), SETTINGS)
+    read = open_photo(encode(Image.fromarray(ramp), kind), MAX_PX)
     np.testing.assert_array_equal(np.asarray(read)[0, :, 1], np.arange(256))
 
 
 def test_16_bit_colour_is_scaled_and_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 256).astype(">u2")
     rows = b"".join(b"\0" + np.stack([ramp, ramp[::-1], ramp], -1).tobytes() for _ in range(32))
-    read = open_photo(png(256, 32, 16, 2, rows), SETTINGS)
+    read = open_photo(png(256, 32, 16, 2, rows), MAX_PX)
     expected = np.stack([np.arange(256), np.arange(255, -1, -1), np.arange(256)], -1)
     np.testing.assert_allclose(np.asarray(read)[0], expected, atol=1)
 
 
 def test_1_bit_and_grey_are_read() -> None:
     for mode in ("1", "L"):
-        assert open_photo(encode(Image.new(mode, (32, 32), 255)), SETTINGS).getcolors() == [(1024, (255, 255, 255))]
+        assert open_photo(encode(Image.new(mode, (32, 32), 255)), MAX_PX).getcolors() == [(1024, (255, 255, 255))]
 
 
 def test_the_first_frame_of_an_animation_is_taken(photo: Image.Image) -> None:
@@ -136,11 +137,11 @@ def test_a_colour_profile_is_applied() -> None:
     swapped = ImageCms.ImageCmsProfile(io.BytesIO(swapped_primaries()))
     assert "srgb" not in ImageCms.getProfileDescription(swapped).lower()
     picture = Image.new("RGB", (32, 32), (255, 0, 0))
-    read = open_photo(encode(picture, icc_profile=swapped.tobytes()), SETTINGS)
+    read = open_photo(encode(picture, icc_profile=swapped.tobytes()), MAX_PX)
     assert read.getpixel((0, 0))[1] > 200  # type: ignore[index]
     assert read.getpixel((0, 0))[0] < 60  # type: ignore[index]
     for unfitting in (lab.tobytes(), b"no profile"):
-        assert open_photo(encode(picture, icc_profile=unfitting), SETTINGS).getpixel((0, 0)) == (255, 0, 0)
+        assert open_photo(encode(picture, icc_profile=unfitting), MAX_PX).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_an_empty_file_is_said() -> None:
@@ -205,11 +206,11 @@ def test_a_photo_too_small_or_too_long_is_refused(size: tuple[int, int], code: s
 
 
 def test_the_smallest_and_the_longest_are_taken() -> None:
-    assert open_photo(encode(Image.new("RGB", (16, 128))), SETTINGS).size == (16, 128)
+    assert open_photo(encode(Image.new("RGB", (16, 128))), MAX_PX).size == (16, 128)
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
-    small = SETTINGS.model_copy(update={"max_image_px": 5000})
+    small = 5000
     assert refuse(encode(Image.new("RGB", (100, 51))), small).code == "image_too_many_pixels"
     assert open_photo(encode(Image.new("RGB", (100, 50))), small).size == (100, 50)
     for side in (9_000, 12_000, 60_000):  # above our limit, above Pillow's warning, above its error
@@ -228,14 +229,14 @@ def test_a_text_chunk_that_explodes_is_refused(photo: Image.Image) -> None:
 def test_no_warning_leaks_from_many_threads(photo: Image.Image) -> None:
     odd = encode(photo.quantize(4), transparency=bytes(4)) + b"trailing"
     big = png(10_000, 10_000, 8, 2, b"")
-    roomy = SETTINGS.model_copy(update={"max_image_px": 400_000_000})
+    roomy = 400_000_000
     start = threading.Barrier(8)
 
     def work(number: int) -> None:
         start.wait()
         for _ in range(5):
             if number % 2:
-                open_photo(odd, SETTINGS)
+                open_photo(odd, MAX_PX)
             else:
                 with pytest.raises(SourceError):
                     open_photo(big, roomy)
@@ -262,7 +263,7 @@ def test_random_damage_gives_a_picture_or_a_source_error(photo: Image.Image, see
     for position in random.integers(0, len(data), 8):
         data[position] = random.integers(0, 256)
     try:
-        assert open_photo(bytes(data), SETTINGS).mode == "RGB"
+        assert open_photo(bytes(data), MAX_PX).mode == "RGB"
     except SourceError as error:
         assert error.error_class == "input"
 
