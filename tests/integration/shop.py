@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,8 +35,9 @@ DEFAULTS = Defaults(area_px=256 * 256, text_length=16, steps=1, guidance=1.0)
 
 @dataclass
 class CountingEditor:
-    """A model that draws grey pictures and counts what it was asked for."""
+    """A model that draws plain pictures and counts what it was asked for."""
 
+    draw: Callable[[tuple[int, int]], Image.Image] = lambda size: Image.new("RGB", size, "grey")
     calls: dict[str, int] = field(default_factory=lambda: {"encode": 0, "sample": 0, "decode": 0})
     revision: str = REVISION
     defaults: Defaults = DEFAULTS
@@ -54,7 +55,7 @@ class CountingEditor:
 
     def decode(self, tokens: Tensor, canvas: Canvas) -> list[Image.Image]:
         self.calls["decode"] += len(tokens)
-        return [Image.new("RGB", (canvas.width_px, canvas.height_px), "grey") for _ in tokens]
+        return [self.draw((canvas.width_px, canvas.height_px)) for _ in tokens]
 
 
 @dataclass
@@ -76,14 +77,14 @@ class Shop:
             assert insert_jobs(connection, rows) == []
             queries.dispatch(connection, batch_id, len(rows))
 
-    def work(self, prompt: str = "x", stages: Sequence[Stage] = tuple(Stage)) -> dict[str, int]:
-        """One worker from start to end; gives what the model was asked for, image by image."""
+    def work(self) -> dict[str, int]:
+        """One worker, until nothing is queued that may run now; gives what the model was asked for, image by image."""
         self.editor.calls = dict.fromkeys(self.editor.calls, 0)
         with redis.Redis.from_url(self.cache_url) as cache:
             handoffs = Handoffs(cache, ttl_s=600, scope="test")
             with open_bench(self.engine, self.settings, self.editor, handoffs) as bench:
-                worker = Worker("w", bench, frozenset(stages), lambda bells: None)
-                while worker.serve(Bell(Stage.ENCODE, REVISION, prompt, "")):
+                worker = Worker("w", bench, frozenset(Stage), lambda bells: None)
+                while any(worker.serve(Bell(stage, REVISION, "")) for stage in Stage):
                     pass
         return self.editor.calls
 
