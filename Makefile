@@ -5,7 +5,7 @@ KONTEXT_TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench audit clean
 
 demo: .venv/ready
 	$(BIN)/python -m kontext_model.wardrobe demo
@@ -22,6 +22,11 @@ check: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m bench
+
+# pip-audit lives beside the environment: what it needs is not ours to pin.
+audit: .venv/ready
+	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install --quiet --disable-pip-version-check "pip-audit==2.10.1"; }
+	$(BIN)/python deploy/audit.py .venv/audit/bin/pip-audit
 
 clean:
 	rm -rf .venv .kontext demo
