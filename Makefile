@@ -5,7 +5,7 @@ KONTEXT_TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench audit clean
+.PHONY: demo test check bench chaos audit clean
 
 demo: .venv/ready
 	$(BIN)/python -m kontext_model.wardrobe demo
@@ -27,6 +27,9 @@ bench: .venv/ready
 audit: .venv/ready
 	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install --quiet --disable-pip-version-check "pip-audit==2.10.1"; }
 	$(BIN)/python deploy/audit.py .venv/audit/bin/pip-audit
+
+chaos: .venv/ready
+	$(BIN)/python -m tests.chaos
 
 clean:
 	rm -rf .venv .kontext demo

@@ -43,10 +43,11 @@ def render(figures: Sequence[Figure]) -> str:
             f"| {figure.name} | {ours:,.4g} {figure.unit} | {theirs:,.4g} {figure.unit} | {figure.ratio:.2f} "
             f"| ≥ {figure.bar:g} | {'; '.join(filter(None, (verdict, figure.note)))} |"
         )
-    return "\n".join([*lines, "", f"Medians of {len(figures[0].ours)} runs. {_machine()}"])
+    return "\n".join([*lines, "", f"Medians of {len(figures[0].ours)} runs. {machine()}"])
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Processor, cores, memory and system, for people."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

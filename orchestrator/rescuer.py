@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import redis
 import structlog
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from sqlalchemy import Engine
 
 from orchestrator.settings import Settings
@@ -32,7 +34,7 @@ class Rescuer:
         assert settings.broker_url is not None
         self._engine, self._settings, self._ring = engine, settings, ring
         self._broker = redis.Redis.from_url(
-            settings.broker_url, socket_timeout=10, socket_connect_timeout=5, health_check_interval=25
+            settings.broker_url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 1)
         )
         self._next = 0.0
 

@@ -29,9 +29,10 @@ def main() -> int:
     # Idle OpenMP threads sleep instead of spinning: a busy machine would wait for them at every operator.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from workers.app import serve  # torch loads here, after the cheap errors
+    from workers.watchdog import leave
 
     try:
-        return serve(settings, stages, given.name)
+        leave(serve(settings, stages, given.name))
     except CheckpointError as error:
         print(f"kontext worker: {error}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 import structlog
 
@@ -89,7 +90,7 @@ class Watchdog:
         if time.monotonic() - self._told_s > self._settings.stop_s and not self._ending.is_set():
             log.warning("not stopped within KONTEXT_STOP_S: jobs are handed back as they are", step=self._shift.step)
             self._let_go()
-            _leave(0)
+            leave(0)
 
     def _check_hearing(self) -> None:
         """Work waits and no bell was heard for a while: first a new connection to the broker, then a new process."""
@@ -118,10 +119,11 @@ def _end(reason: str, **facts: object) -> None:
     """Say why and where, then end at once: a hung kernel or socket answers no signal."""
     log.error(reason, **facts)
     faulthandler.dump_traceback(all_threads=True)
-    _leave(STUCK)
+    leave(STUCK)
 
 
-def _leave(status: int) -> None:
+def leave(status: int) -> NoReturn:
+    """End the process at once: to take Celery and torch apart lasts seconds, more when the broker is silent."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -91,7 +91,8 @@ def _stop(supervisor: Supervisor, timeout_s: float) -> None:
 
 def _choose_port(asked: int | None) -> int:
     """The port asked for, which must be free; else the usual one, or any when that is taken."""
-    for port in (PORT, 0) if asked is None else (asked,):
+    # The next ones first: a port from the kernel's own range may be an outgoing connection's before it is bound.
+    for port in (*range(PORT, PORT + 20), 0) if asked is None else (asked,):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -67,7 +67,7 @@ def ring(app: Any, bells: Iterable[Bell]) -> None:
     except Exception as error:
         # A producer whose connection broke goes back to kombu's pool without one, and raises AttributeError ever after.
         for pool in (app.amqp.producer_pool, app.pool):
-            pool.force_close_all(close_pool=False)
+            pool.resize(pool.limit, force=True, reset=True)
         raise ConnectionError(f"{type(error).__name__}: {error}") from error
 
 
@@ -95,9 +95,9 @@ def broker_options(broker_url: str) -> dict[str, Any]:
         "broker_pool_limit": 2,
         "broker_transport_options": {
             "queue_order_strategy": "priority",
-            "socket_timeout": 30,
-            "socket_connect_timeout": 10,
+            "socket_timeout": 5,  # no command takes longer: BRPOP itself waits for a second
+            "socket_connect_timeout": 5,
             "socket_keepalive": True,
-            "health_check_interval": 25,
+            "health_check_interval": 10,  # a silent BRPOP is given up after twice this
         },
     }

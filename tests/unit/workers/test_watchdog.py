@@ -21,7 +21,7 @@ class Case:
         self.backlog, self.answers, self.stopping = True, True, False
         self.heartbeat = SimpleNamespace(unanswered_s=0.0)
         monkeypatch.setattr("time.monotonic", lambda: self.now_s)
-        monkeypatch.setattr(module, "_leave", self.acts.append)
+        monkeypatch.setattr(module, "leave", self.acts.append)
         monkeypatch.setattr(module, "stop_process", lambda: self.acts.append("stop"))
         monkeypatch.setattr(module, "is_stopping", lambda: self.stopping)
         monkeypatch.setattr("faulthandler.dump_traceback", lambda **_: None)

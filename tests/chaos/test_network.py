@@ -1,0 +1,152 @@
+"""What lies between us and our servers breaks: the clients of broker, S3 and database, each through the proxy."""
+
+import time
+from collections.abc import Iterator
+from threading import Timer
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+from celery import Celery
+from sqlalchemy import Engine, make_url, text
+from sqlalchemy.exc import DBAPIError
+
+from orchestrator.settings import Settings
+from orchestrator.state.database import open_database, reading
+from orchestrator.state.messages import Bell, broker_options, ring
+from orchestrator.state.transitions import Stage
+from orchestrator.storage import Store, Unavailable, open_store
+from tests.chaos.proxy import HOST, Mode, Proxy
+
+BELL = Bell(Stage.ENCODE, "a" * 40, "recipe")
+
+
+def address(url: str | None) -> tuple[str, int]:
+    parts = urlsplit(url or "")
+    assert parts.hostname is not None and parts.port is not None
+    return parts.hostname, parts.port
+
+
+@pytest.fixture
+def broker(valkey_url: str) -> Iterator[Proxy]:
+    with Proxy(address(valkey_url)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def app(valkey_url: str, broker: Proxy) -> Iterator[Celery]:
+    options = broker_options(valkey_url.replace(f":{address(valkey_url)[1]}", f":{broker.port}"))
+    options["broker_transport_options"] |= {"socket_timeout": 0.5, "socket_connect_timeout": 0.5}
+    app = Celery("kontext", set_as_current=False)
+    app.conf.update(options, task_publish_retry_policy={"max_retries": 1, "interval_start": 0})
+    ring(app, [BELL])
+    yield app
+    app.close()
+
+
+def bells(valkey_url: str) -> int:
+    with redis.Redis.from_url(valkey_url) as client:
+        return int(client.llen(BELL.queue))
+
+
+class TestBroker:
+    def test_a_silent_connection_is_given_up_and_the_next_bell_rings(
+        self, app: Celery, broker: Proxy, valkey_url: str
+    ) -> None:
+        broker.silence()
+        began_s = time.monotonic()
+        for _ in range(2):  # the first may go out by a new connection, or be lost: SQL holds the work
+            try:
+                ring(app, [BELL])
+            except ConnectionError:
+                continue
+        assert time.monotonic() - began_s < 5
+        before = bells(valkey_url)
+        ring(app, [BELL])
+        assert bells(valkey_url) == before + 1
+
+    @pytest.mark.parametrize("mode", [Mode.REFUSE, Mode.HALF_OPEN])
+    def test_bells_ring_again_once_the_broker_is_back(
+        self, app: Celery, broker: Proxy, valkey_url: str, mode: Mode
+    ) -> None:
+        broker.turn(mode)
+        for _ in range(3):
+            with pytest.raises(ConnectionError):
+                ring(app, [BELL])
+        broker.turn(Mode.PASS)
+        broker.reset()
+        before = bells(valkey_url)
+        ring(app, [BELL])
+        assert bells(valkey_url) == before + 1
+
+
+@pytest.fixture
+def s3_proxy(s3: Settings) -> Iterator[Proxy]:
+    with Proxy(address(s3.local_s3_url)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def store(s3: Settings, s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr("orchestrator.storage.s3.READ_TIMEOUT_S", 1)
+    assert s3.local_s3_url is not None and s3.results_uri is not None
+    through = s3.local_s3_url.replace(f":{address(s3.local_s3_url)[1]}", f":{s3_proxy.port}")
+    return open_store(s3.results_uri, s3.model_copy(update={"local_s3_url": through}))
+
+
+class TestS3:
+    def test_a_storm_of_5xx_is_outlived_by_trying_again(self, store: Store, s3_proxy: Proxy) -> None:
+        assert store.put("before.png", b"picture")
+        s3_proxy.turn(Mode.STORM)
+        with pytest.raises(Unavailable, match="SlowDown"):
+            store.put("storm.png", b"picture")
+        s3_proxy.turn(Mode.PASS)
+        assert store.put("storm.png", b"picture") and store.get("storm.png") == b"picture"
+
+    def test_a_write_whose_answer_was_stalled_is_found_written_once(self, store: Store, s3_proxy: Proxy) -> None:
+        # The first try may have arrived: the second then meets its own object, which the worker adopts.
+        assert store.put("before.png", b"picture")
+        s3_proxy.turn(Mode.STALL)
+        Timer(1.5, s3_proxy.turn, (Mode.PASS,)).start()
+        store.put("stalled.png", b"picture")
+        assert store.get("stalled.png") == b"picture"
+        assert not store.put("stalled.png", b"another")
+
+    def test_a_reset_connection_is_replaced(self, store: Store, s3_proxy: Proxy) -> None:
+        assert store.put("before.png", b"picture")
+        assert s3_proxy.reset() >= 1
+        assert store.get("before.png") == b"picture"
+
+
+@pytest.fixture
+def database(fresh_database_url: str) -> Iterator[tuple[Engine, Proxy]]:
+    url = make_url(fresh_database_url)
+    with Proxy(f"{url.query['host']}/.s.PGSQL.{url.port or 5432}") as proxy:
+        through = url.set(host=HOST, port=proxy.port, query={})
+        engine = open_database(through.render_as_string(hide_password=False), relaxed=True)
+        yield engine, proxy
+        engine.dispose()
+
+
+class TestDatabase:
+    def one(self, engine: Engine) -> Any:
+        with reading(engine).connect() as connection:
+            return connection.execute(text("SELECT 1")).scalar_one()
+
+    def test_a_reset_costs_one_statement_and_no_more(self, database: tuple[Engine, Proxy]) -> None:
+        engine, proxy = database
+        assert self.one(engine) == 1
+        assert proxy.reset() == 1
+        with pytest.raises(DBAPIError) as raised:
+            self.one(engine)
+        assert raised.value.connection_invalidated
+        assert self.one(engine) == 1
+
+    def test_a_stall_is_waited_for(self, database: tuple[Engine, Proxy]) -> None:
+        engine, proxy = database
+        assert self.one(engine) == 1
+        began_s = time.monotonic()
+        proxy.turn(Mode.STALL)
+        Timer(0.5, proxy.turn, (Mode.PASS,)).start()
+        assert self.one(engine) == 1 and time.monotonic() - began_s > 0.4
