@@ -82,6 +82,7 @@ def test_embeds_come_back_and_none_are_missing(cache: redis.Redis, handoffs: Han
         forge(tensor("C64", [4, 64], 2048), bytes(2048)),
         forge(tensor("F8_E4M3", [4, 64], 256), bytes(256)),
         forge(tensor("F99", [4, 64], 1024), bytes(1024)),
+        forge(tensor("F4", [4, 64], 128), bytes(128)),  # safetensors knows it, torch does not
         forge(tensor("F32", [64, 4], 1024), bytes(1024)),
         forge(tensor("F32", [1, 4, 64], 1024), bytes(1024)),
         forge(tensor("F32", [256], 1024), bytes(1024)),
@@ -101,6 +102,13 @@ def test_embeds_come_back_and_none_are_missing(cache: redis.Redis, handoffs: Han
 )
 def test_forged_latents_are_missing(cache: redis.Redis, handoffs: Handoffs, data: bytes) -> None:
     assert take(cache, handoffs, data) == {}
+
+
+def test_embeds_under_a_giant_header_are_missing(cache: redis.Redis, handoffs: Handoffs) -> None:
+    good = {"pooled": torch.zeros(1, 8), "sequence": torch.zeros(1, 16, 8)}
+    for note, found in ((10, True), (1 << 20, False)):
+        cache.set(handoffs._embeds_key(TEXT), save(good, metadata={"note": "x" * note}))
+        assert (handoffs.take_embeds(TEXT) is not None) is found
 
 
 def test_another_type_under_the_key_is_missing_too(cache: redis.Redis, handoffs: Handoffs) -> None:
