@@ -56,7 +56,7 @@ def cancel_jobs(connection: Connection, batch_id: str, limit: int) -> int:
         raised = 1 if state is JobState.RUNNING else 0
         rows = connection.execute(
             update(jobs)
-            .where(jobs.c.id.in_(_chosen(batch_id, state, limit - cancelled)), in_state(state))
+            .where(jobs.c.id.in_(_chosen(batch_id, state, limit - cancelled)))
             .values(state=JobState.CANCELLED, attempt=jobs.c.attempt + raised, ended_at=now(), run_at=None)
             .returning(jobs.c.id, jobs.c.attempt, jobs.c.stage, jobs.c.worker_id)
         ).all()
@@ -84,7 +84,7 @@ def expire_jobs(connection: Connection, batch_id: str, limit: int) -> int:
     for state in (JobState.QUEUED, JobState.PENDING):
         statement = (
             update(jobs)
-            .where(jobs.c.id.in_(_chosen(batch_id, state, limit - expired)), in_state(state), overdue)
+            .where(jobs.c.id.in_(_chosen(batch_id, state, limit - expired)), overdue)
             .values(
                 state=JobState.FAILED,
                 ended_at=now(),

@@ -58,11 +58,12 @@ def dispatch(connection: Connection, batch_id: str, limit: int) -> Mapping[str, 
         .limit(limit)
         .with_for_update(skip_locked=True)
         .cte("chosen")
+        .prefix_with("MATERIALIZED")
     )
     queued_at = select(now()).scalar_subquery()  # the same for all of them
     statement = (
         update(jobs)
-        .where(jobs.c.id.in_(select(chosen.c.id)), in_state(JobState.PENDING))
+        .where(jobs.c.id.in_(select(chosen.c.id)))
         .values(
             state=JobState.QUEUED,
             stage=Stage.ENCODE,

@@ -106,6 +106,7 @@ def claim_statement(dialect: str) -> TextClause:
     claimable = f"""jobs.state = 'queued' AND jobs.stage = :stage AND (jobs.run_at IS NULL OR jobs.run_at <= {now})
               AND batches.revision = :revision AND batches.numerics = :numerics AND {_RUNS.format(now=now)}"""
     # MATERIALIZED: inlined, PostgreSQL may run the locking subquery again for each row and take more than the limit.
+    # What is chosen is locked; to ask for its state once more would make PostgreSQL compare it with the whole window.
     return text(
         f"""
         WITH first AS MATERIALIZED (
@@ -123,6 +124,6 @@ def claim_statement(dialect: str) -> TextClause:
             ORDER BY jobs.urgency DESC, jobs.id
             LIMIT {least}(:limit, coalesce((SELECT first.unit_limit FROM first), :limit)) {locked})
         UPDATE jobs SET state = 'running', worker_id = :worker_id, run_at = NULL, stage_at = {now}
-        WHERE state = 'queued' AND id IN (SELECT id FROM chosen)
+        WHERE id IN (SELECT id FROM chosen)
         RETURNING {_CLAIMED}"""
     )
