@@ -9,7 +9,8 @@ from pathlib import Path
 from kontext_model.wardrobe.prompts import PROMPTS
 from kontext_model.wardrobe.world import draw
 
-SHAPES = ((3, 4), (1, 1), (4, 3), (2, 3), (3, 4), (9, 16))
+# Mostly square, as the small checkpoint was trained.
+SHAPES = ((1, 1), (1, 1), (3, 4), (1, 1), (1, 1), (4, 3))
 COLUMNS = ("image", "custom_id", "preset", "prompt", "seed", "description")
 
 
