@@ -44,11 +44,11 @@ class Change:
     bad_rows: int = 0
 
 
-def pause(engine: Engine, batch_id: str, reason: str = "by request") -> Change:
+def pause(engine: Engine, batch_id: str) -> Change:
     """Claim nothing more of a batch; what is running ends its stage. Raises ControlError."""
 
     def move(connection: Connection) -> bool:
-        return queries.move_batch(connection, batch_id, BatchStatus.PAUSED, reason=reason)
+        return queries.move_batch(connection, batch_id, BatchStatus.PAUSED, reason="by request")
 
     return _ask(engine, batch_id, move, {BatchStatus.PAUSED}, "only a running batch can be paused")
 
@@ -182,5 +182,5 @@ def break_off(engine: Engine, batch: Batch) -> str | None:
         return None
     reason = f"{failed:,} of {ended:,} jobs failed, more than max_error_rate {most:g} allows"
     with engine.begin() as connection:
-        queries.move_batch(connection, batch.id, BatchStatus.PAUSED, reason=reason)
-    return reason
+        moved = queries.move_batch(connection, batch.id, BatchStatus.PAUSED, reason=reason)
+    return reason if moved else None
