@@ -1,7 +1,7 @@
 """The end of batches: the manifest is written off the dispatcher's loop, and only then the batch ends.
 
 Owns the threads that write. Refuses to end a batch that was reopened while its manifest was written. Any number of
-processes may close the same batch.
+processes may close the same batch. An ended batch that something is decided in later has its manifest written anew.
 """
 
 import threading
@@ -14,11 +14,14 @@ from sqlalchemy.exc import DBAPIError
 from orchestrator.manifest import write_manifest
 from orchestrator.settings import Settings
 from orchestrator.state import queries
+from orchestrator.state.database import reading
 from orchestrator.state.queries import Batch
 from orchestrator.storage import StorageError
 
 # A manifest of a million lines takes a minute: others end beside it.
 WRITERS = 4
+# Somebody walks through a contact sheet at a few decisions a second: a manifest is written for many of them.
+TELLING_INTERVAL_S = 2.0
 log = structlog.get_logger("closing")
 
 
@@ -28,6 +31,7 @@ class Closer:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine, self._settings = engine, settings
         self._writers: dict[str, threading.Thread] = {}
+        self._next_telling_s = 0.0
 
     def begin(self, batch: Batch) -> None:
         """Begin to close a batch, unless that is being done; without a free writer it is asked again later."""
@@ -60,9 +64,21 @@ class Closer:
         write_manifest(self._engine, batch, self._settings)
         with self._engine.begin() as connection:
             closed = queries.close_batch(connection, batch.id, reopened=batch.reopened)
+            queries.note_told(connection, batch.id, batch.decisions)
             found = queries.read_batch(connection, batch.id)
         if closed and found is not None:
             log.info("batch closed", batch=batch.id, status=found.status)
-        if found is None or found.ended_at is None or found.reopened == batch.reopened:
+        if found is None or found.ended_at is None:
             return None
-        return found
+        # Also where a decision came meanwhile: of several writers the last one to end has seen all of them.
+        return None if (found.reopened, found.decisions) == (batch.reopened, batch.decisions) else found
+
+    def tell_decisions(self) -> None:
+        """Begin to write the manifests of ended batches anew whose decisions they do not tell yet."""
+        if time.monotonic() < self._next_telling_s:
+            return
+        self._next_telling_s = time.monotonic() + TELLING_INTERVAL_S
+        with reading(self._engine).connect() as connection:
+            untold = queries.untold_batches(connection, limit=WRITERS)
+        for batch in untold:
+            self.begin(batch)

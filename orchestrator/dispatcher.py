@@ -49,8 +49,10 @@ class Dispatcher:
         """Do what was asked of the batches, queue what fits, close what has ended; gives the number of jobs queued."""
         with reading(self._engine).connect() as connection:
             batches = queries.open_batches(connection)
-            if not batches:
-                return 0
+        self._closer.tell_decisions()
+        if not batches:
+            return 0
+        with reading(self._engine).connect() as connection:
             now_s = queries.read_clock(connection)
             in_flight = dict(queries.in_flight(connection))
         for batch in batches:

@@ -9,6 +9,8 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,12 @@ from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.database import reading
 from orchestrator.state.queries import Batch
-from orchestrator.state.transitions import JobState
+from orchestrator.state.transitions import Decision, JobState
 from orchestrator.storage import open_store
 
 OUTCOME = (
     "line", "take", "status", "code", "message", "result", "sha256", "seed", "attempts", "seconds", "reused",
-    "revision", "recipe",
+    "revision", "recipe", "decision", "approved_take",
 )  # fmt: skip
 
 
@@ -50,6 +52,7 @@ def describe(job: RowMapping, revision: str) -> dict[str, Any]:
         "canvas": job["canvas"] or None,
         "revision": revision,
         "recipe": job["recipe_id"],
+        "decision": job["decision"],
     }
 
 
@@ -89,9 +92,9 @@ def write_files(engine: Engine, batch: Batch, lines: Path, table: Path) -> None:
         recipes = _Recipes(connection)
         writer = csv.DictWriter(table_file, header, extrasaction="ignore", restval="")
         writer.writeheader()
-        for job in queries.stream_jobs(connection, batch.id):
+        for job, approved_take in _with_approved_take(queries.stream_jobs(connection, batch.id)):
             given = _as_given(job, recipes)
-            told = describe(job, batch.revision)
+            told = {**describe(job, batch.revision), "approved_take": approved_take}
             told["status"] = told.pop("state")
             row = {**given, "image": told["image"], "custom_id": job["custom_id"]}
             row |= {outcome[name]: told[name] for name in OUTCOME if name != "seed" or "seed" not in given}
@@ -100,6 +103,15 @@ def write_files(engine: Engine, batch: Batch, lines: Path, table: Path) -> None:
             if given:
                 told["given"] = given
             lines_file.write(json.dumps(told, ensure_ascii=False) + "\n")
+
+
+def _with_approved_take(jobs: Iterator[RowMapping]) -> Iterator[tuple[RowMapping, int | None]]:
+    """Each job with the take of its row that was approved, if one was."""
+    for _, takes in groupby(jobs, key=itemgetter("line")):
+        row = list(takes)
+        approved = next((job["take"] for job in row if job["decision"] == Decision.APPROVED), None)
+        for job in row:
+            yield job, approved
 
 
 def _name_apart(name: str, taken: Sequence[str]) -> str:

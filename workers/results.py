@@ -72,5 +72,4 @@ def store_picture(bench: Bench, job: Claimed, picture: Image.Image, seconds: flo
 
 
 def _key(job: Claimed, store: Store) -> str:
-    name = job.custom_id if job.take == 1 else f"{job.custom_id}.take{job.take}"
-    return result_name(name, ignore_case=store.ignores_case)
+    return result_name(job.custom_id, job.take, ignore_case=store.ignores_case)

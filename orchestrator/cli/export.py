@@ -88,8 +88,7 @@ def _pages(jobs: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 def _copy(job: dict[str, Any], target: Store, settings: Settings) -> tuple[str, str | None]:
     """Copy one result; gives what became of it, and what is wrong."""
-    custom_id = job["custom_id"] if job["take"] == 1 else f"{job['custom_id']}.take{job['take']}"
-    key = result_name(custom_id, ignore_case=target.ignores_case)
+    key = result_name(job["custom_id"], job["take"], ignore_case=target.ignores_case)
     try:
         if target.head(key) is not None:
             return _compare(job, target, key)

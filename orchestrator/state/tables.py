@@ -61,6 +61,8 @@ batches = Table(
     Column("dispatched_at", Double, comment="when it last had jobs queued: the longer ago, the more urgent"),
     Column("resumed_at", Double, comment="its error rate is that of the jobs that ended since"),
     Column("reopened", Integer, nullable=False, server_default="0", comment="how often ended jobs were asked again"),
+    Column("decisions", Integer, nullable=False, server_default="0", comment="how often a decision was taken"),
+    Column("decisions_told", Integer, nullable=False, server_default="0", comment="how many its manifest tells"),
     Index(
         "batches_open_idx",
         "status",
@@ -68,6 +70,12 @@ batches = Table(
         postgresql_where=text("ended_at IS NULL"),
     ),
     Index("batches_request_idx", "request"),
+    Index(
+        "batches_untold_idx",
+        "id",
+        sqlite_where=text("decisions > decisions_told"),
+        postgresql_where=text("decisions > decisions_told"),
+    ),
 )
 
 recipes = Table(
@@ -113,6 +121,14 @@ jobs = Table(
     Column("encode_s", Float),
     Column("sample_s", Float),
     Column("decode_s", Float),
+    # From when to when a stage was worked on, and by whom: what the waterfall of a job is drawn from.
+    *(
+        Column(f"{stage}_{name}", kind)
+        for stage in ("encode", "sample", "decode")
+        for name, kind in (("from", Double), ("to", Double), ("by", Text))
+    ),
+    Column("decision", Text, comment="approved, rejected, or null: nobody has looked"),
+    Column("decided_at", Double),
     Index("jobs_batch_line_key", "batch_id", "line", "take", unique=True),
     # A bad row keeps the custom_id it came with, even a doubled one.
     Index(
@@ -137,6 +153,14 @@ jobs = Table(
         "fingerprint",
         sqlite_where=text("state = 'succeeded'"),
         postgresql_where=text("state = 'succeeded'"),
+    ),
+    Index(
+        "jobs_decision_idx",
+        "batch_id",
+        "decision",
+        "line",
+        sqlite_where=text("decision IS NOT NULL"),
+        postgresql_where=text("decision IS NOT NULL"),
     ),
     postgresql_with={"fillfactor": "70"},
 )
@@ -163,6 +187,7 @@ attempts = Table(
     Column("code", Text),
     Column("message", Text),
     Column("ended_at", Double, nullable=False),
+    Column("began_at", Double, comment="when the stage began that it ended in"),
 )
 
 sources = Table(

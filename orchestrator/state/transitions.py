@@ -32,6 +32,13 @@ class Stage(StrEnum):
         return {Stage.ENCODE: Stage.SAMPLE, Stage.SAMPLE: Stage.DECODE}.get(self)
 
 
+class Decision(StrEnum):
+    """What somebody thinks of a succeeded job's picture. Of the takes of a line at most one is approved."""
+
+    APPROVED = "approved"
+    REJECTED = "rejected"
+
+
 class BatchStatus(StrEnum):
     """Where a batch stands as a whole."""
 

@@ -17,22 +17,24 @@ _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"\\|?*\ud800-\udfff\u0080-\u009f\u200b-\
 # Reserved by Windows, whatever follows the first dot.
 _RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|clock\$|(com|lpt)[0-9¹²³])\s*(\.|$)")
 
-_DIGESTED = re.compile(rf"~[0-9a-f]{{{DIGEST_CHARACTERS}}}$")
+# Endings that this module gives: an id that has one of itself must not stand where another's result goes.
+_CLAIMED = re.compile(rf"(~[0-9a-f]{{{DIGEST_CHARACTERS}}}|(?i:\.take[0-9]+))$")
 
 
-def result_name(custom_id: str, *, ignore_case: bool = False) -> str:
-    """Name the result of a job: sub-folders kept, `.png` added: "a/b c" -> "a/b c.png".
+def result_name(custom_id: str, take: int = 1, *, ignore_case: bool = False) -> str:
+    """Name the result of a job: sub-folders kept, `.png` added: "a/b c" -> "a/b c.png", its take 2 "a/b c.take2.png".
 
     At most 200 bytes of UTF-8. An id that had to be altered or shortened carries a digest of the whole id, so that no
     two ids collide. `ignore_case` (give it `store.ignores_case`) does the same to every id that is not in lower case:
     there "IMG_1" and "img_1" are one file.
     """
-    stem = _cut("/".join(_make_safe(part) for part in custom_id.split("/") if part not in {"", ".", ".."}), _STEM_BYTES)
-    stem = stem.rstrip("/. ")
-    if not stem or stem != custom_id or _DIGESTED.search(stem) or (ignore_case and stem != stem.casefold()):
+    ending = f".take{take}" if take > 1 else ""
+    parts = (_make_safe(part) for part in custom_id.split("/") if part not in {"", ".", ".."})
+    stem = _cut("/".join(parts), _STEM_BYTES - len(ending)).rstrip("/. ")
+    if not stem or stem != custom_id or _CLAIMED.search(stem) or (ignore_case and stem != stem.casefold()):
         digest = hashlib.sha256(custom_id.encode("utf-8", "surrogatepass")).hexdigest()[:DIGEST_CHARACTERS]
         stem = f"{stem or 'result'}~{digest}"
-    return stem + SUFFIX
+    return stem + ending + SUFFIX
 
 
 def _make_safe(part: str) -> str:

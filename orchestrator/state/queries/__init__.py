@@ -1,5 +1,5 @@
 """Every statement, named: `batches` for what was asked, `jobs` for the way of a job, `control` for what is asked of it
-meanwhile, `ledger` for what is reused, `workers` for who is alive.
+meanwhile, `decisions` for what becomes of the pictures, `ledger` for what is reused, `workers` for who is alive.
 
 Functions take an open connection and never commit: the caller says what belongs together. All of them run on
 PostgreSQL and SQLite alike.
@@ -37,6 +37,15 @@ from orchestrator.state.queries.control import (
     restart_jobs,
     resume_batch,
     set_priority,
+)
+from orchestrator.state.queries.decisions import (
+    Take,
+    add_take,
+    count_decisions,
+    decide,
+    list_takes,
+    note_told,
+    untold_batches,
 )
 from orchestrator.state.queries.jobs import (
     AGING_S,
@@ -77,12 +86,13 @@ from orchestrator.state.queries.workers import (
 
 __all__ = [
     "AGING_S", "ENDS", "Advanced", "Batch", "BatchCounts", "Claimed", "Ended", "Failed", "Finished", "Group",
-    "Retried", "Source", "Worker", "add_recipes", "advance", "any_held", "any_source", "beat", "cancel_jobs", "carry",
-    "claim", "close_batch", "count_batches", "count_by_error", "count_by_state", "count_failures", "count_jobs",
-    "create_batch", "dead_workers", "dispatch", "end_worker", "expire_jobs", "fail", "find_open_request",
-    "find_reusable", "hand_back", "has_backlog", "in_flight", "last_end", "learn_sources", "list_batches",
-    "live_workers", "lose_handoffs", "match_jobs", "move_batch", "note_ingested", "open_batches", "read_batch",
-    "read_clock", "read_recipe", "recall_sources", "register_worker", "reopen_batch", "restart_jobs", "resume_batch",
-    "retry", "set_priority", "source_id", "stage_seconds", "start_batch", "stream_jobs", "succeed", "take_back",
-    "unfinished", "units_queued",
+    "Retried", "Source", "Take", "Worker", "add_recipes", "add_take", "advance", "any_held", "any_source", "beat",
+    "cancel_jobs", "carry", "claim", "close_batch", "count_batches", "count_by_error", "count_by_state",
+    "count_decisions", "count_failures", "count_jobs", "create_batch", "dead_workers", "decide", "dispatch",
+    "end_worker", "expire_jobs", "fail", "find_open_request", "find_reusable", "hand_back", "has_backlog",
+    "in_flight", "last_end", "learn_sources", "list_batches", "list_takes", "live_workers", "lose_handoffs",
+    "match_jobs", "move_batch", "note_ingested", "note_told", "open_batches", "read_batch", "read_clock",
+    "read_recipe", "recall_sources", "register_worker", "reopen_batch", "restart_jobs", "resume_batch", "retry",
+    "set_priority", "source_id", "stage_seconds", "start_batch", "stream_jobs", "succeed", "take_back",
+    "unfinished", "units_queued", "untold_batches",
 ]  # fmt: skip

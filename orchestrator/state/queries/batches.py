@@ -42,6 +42,8 @@ class Batch:
     dispatched_at: float | None = None
     resumed_at: float | None = None
     reopened: int = 0
+    decisions: int = 0
+    decisions_told: int = 0
 
     @property
     def manifest_uri(self) -> str | None:

@@ -58,13 +58,19 @@ def cancel_jobs(connection: Connection, batch_id: str, limit: int) -> int:
             update(jobs)
             .where(jobs.c.id.in_(_chosen(batch_id, state, limit - cancelled)))
             .values(state=JobState.CANCELLED, attempt=jobs.c.attempt + raised, ended_at=now(), run_at=None)
-            .returning(jobs.c.id, jobs.c.attempt, jobs.c.stage, jobs.c.worker_id)
+            .returning(jobs.c.id, jobs.c.attempt, jobs.c.stage, jobs.c.worker_id, jobs.c.stage_at)
         ).all()
         if rows and raised:
             connection.execute(
                 insert(attempts).values(outcome="cancel", ended_at=now()),
                 [
-                    {"job_id": row.id, "attempt": row.attempt - 1, "stage": row.stage, "worker_id": row.worker_id}
+                    {
+                        "job_id": row.id,
+                        "attempt": row.attempt - 1,
+                        "stage": row.stage,
+                        "worker_id": row.worker_id,
+                        "began_at": row.stage_at,
+                    }
                     for row in rows
                 ],
             )

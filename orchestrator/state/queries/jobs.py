@@ -13,6 +13,7 @@ from sqlalchemy import (
     Connection,
     Double,
     and_,
+    bindparam,
     case,
     func,
     insert,
@@ -154,14 +155,18 @@ def _release(
             unit_limit=1 if crashed else jobs.c.unit_limit, queued_at=now(), run_at=None,
         )
         .returning(
-            jobs.c.id, jobs.c.batch_id, jobs.c.stage, jobs.c.recipe_id, jobs.c.canvas, jobs.c.attempt, jobs.c.crashes
+            jobs.c.id, jobs.c.batch_id, jobs.c.stage, jobs.c.recipe_id, jobs.c.canvas, jobs.c.attempt, jobs.c.crashes,
+            jobs.c.stage_at,
         )
     )  # fmt: skip
     rows = connection.execute(released).all()
     if rows:
         connection.execute(
             insert(attempts).values(worker_id=worker_id, outcome=outcome, ended_at=now()),
-            [{"job_id": row.id, "attempt": row.attempt - 1, "stage": row.stage} for row in rows],
+            [
+                {"job_id": row.id, "attempt": row.attempt - 1, "stage": row.stage, "began_at": row.stage_at}
+                for row in rows
+            ],
         )
     poisoned = {row.id for row in rows if crashed and row.crashes > crashes_allowed}
     if poisoned:
@@ -256,6 +261,7 @@ def _record(connection: Connection, outcome: str, stage: Stage, ends: Sequence[E
     rows = [
         {
             "job_id": end.id,
+            "of_job": end.id,
             "attempt": end.attempt,
             "stage": stage,
             "outcome": outcome,
@@ -266,5 +272,6 @@ def _record(connection: Connection, outcome: str, stage: Stage, ends: Sequence[E
         if end.id in moved
     ]
     if rows:
-        connection.execute(insert(attempts).values(ended_at=now()), rows)
+        began_at = select(jobs.c.stage_at).where(jobs.c.id == bindparam("of_job", type_=jobs.c.id.type))
+        connection.execute(insert(attempts).values(ended_at=now(), began_at=began_at.scalar_subquery()), rows)
     return moved

@@ -19,20 +19,22 @@ from orchestrator.state.transitions import Stage
 _ROWS: Mapping[str, type[Ended]] = {
     "advance": Advanced, "succeed": Finished, "fail": Failed, "retry": Retried, "lose_handoff": Ended,
 }  # fmt: skip
+# Where and when the stage at hand was worked on.
+_TRAIL = "{stage}_s = given.seconds, {stage}_from = jobs.stage_at, {stage}_to = {now}, {stage}_by = jobs.worker_id"
 _CHANGES: Mapping[str, str] = {
     "advance": """
         state = 'queued', stage = :stage_to, worker_id = NULL, queued_at = {now}, unit_limit = NULL,
         canvas = given.canvas,
         image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
-        fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {stage}_s = given.seconds""",
+        fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {trail}""",
     "succeed": """
         state = 'succeeded', ended_at = {now}, code = NULL, message = NULL,
         result = given.result, sha256 = given.sha256, reused = given.reused,
         canvas = coalesce(given.canvas, jobs.canvas), image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
-        fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {stage}_s = given.seconds""",
+        fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {trail}""",
     "fail": """
         state = 'failed', ended_at = {now}, failures = jobs.failures + 1,
-        code = given.code, message = given.message, {stage}_s = given.seconds""",
+        code = given.code, message = given.message, {trail}""",
     "retry": """
         state = 'queued', worker_id = NULL, attempt = jobs.attempt + 1,
         failures = jobs.failures + given.counted, unit_limit = coalesce(given.unit_limit, jobs.unit_limit),
@@ -62,6 +64,10 @@ def _given_text(dialect: str, row: type[Ended]) -> str:
     return f"(SELECT {names} FROM json_each(:given)) AS given"
 
 
+def _trail(dialect: str, stage: Stage) -> str:
+    return _TRAIL.format(now=now_text(dialect), stage=stage.value)
+
+
 def as_json(ends: Sequence[Ended]) -> str:
     """The value of `given`."""
     # In one order for all who write to several jobs, or they would wait for each other for ever.
@@ -76,7 +82,7 @@ def carry_statement(dialect: str, stage: Stage) -> TextClause:
         UPDATE jobs SET stage = :stage_to, canvas = given.canvas, queued_at = {now_text(dialect)},
             stage_at = {now_text(dialect)}, unit_limit = NULL,
             image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
-            fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {stage.value}_s = given.seconds
+            fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {_trail(dialect, stage)}
         FROM {_given_text(dialect, Advanced)}
         WHERE jobs.id = given.id AND jobs.attempt = given.attempt AND jobs.stage = :stage AND jobs.state = 'running'
           AND EXISTS (SELECT 1 FROM batches WHERE batches.id = jobs.batch_id AND {_RUNS.format(now=now_text(dialect))})
@@ -87,7 +93,7 @@ def carry_statement(dialect: str, stage: Stage) -> TextClause:
 @cache
 def write_statement(dialect: str, move: str, stage: Stage) -> TextClause:
     """Write how a stage ended for jobs still running at the attempt given; gives the ids that moved."""
-    changes = _CHANGES[move].format(now=now_text(dialect), stage=stage.value)
+    changes = _CHANGES[move].format(now=now_text(dialect), trail=_trail(dialect, stage))
     return text(
         f"UPDATE jobs SET {changes} FROM {_given_text(dialect, _ROWS[move])}"
         " WHERE jobs.id = given.id AND jobs.attempt = given.attempt AND jobs.stage = :stage"

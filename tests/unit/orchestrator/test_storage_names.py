@@ -54,6 +54,20 @@ def test_ids_that_differ_by_case_stay_apart_where_case_is_ignored() -> None:
     assert "sku.png" in names
 
 
+@given(st.text("aA.~take2", max_size=9), st.text("aA.~take2", max_size=9), st.integers(1, 3), st.integers(1, 3))
+def test_no_take_of_an_id_stands_where_one_of_another_id_goes(one: str, other: str, take: int, next_take: int) -> None:
+    if (one, take) != (other, next_take):
+        assert result_name(one, take) != result_name(other, next_take)
+        folded = [result_name(*each, ignore_case=True).casefold() for each in ((one, take), (other, next_take))]
+        assert folded[0] != folded[1]
+
+
+def test_a_take_is_named_after_the_first_one() -> None:
+    assert result_name("shirts/7", 2) == "shirts/7.take2.png"
+    assert result_name("shirts/7.take2") != "shirts/7.take2.png"
+    check_safe(result_name("x" * 300, 12))
+
+
 def test_a_result_never_stands_where_another_needs_a_folder() -> None:
     assert not result_name("a.png/b").startswith(result_name("a") + "/")
 
