@@ -1,5 +1,7 @@
 """Decisions on jobs, and the trail of a job through its stages."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -10,8 +12,12 @@ depends_on = None
 
 DECIDED = sa.text("decision IS NOT NULL")
 UNTOLD = sa.text("decisions > decisions_told")
-TRAIL = [(f"{stage}_{name}", kind) for stage in ("encode", "sample", "decode") for name, kind in
-         (("from", sa.Double()), ("to", sa.Double()), ("by", sa.Text()))]  # fmt: skip
+KINDS: tuple[tuple[str, type["sa.types.TypeEngine[Any]"]], ...] = (
+    ("from", sa.Double),
+    ("to", sa.Double),
+    ("by", sa.Text),
+)
+TRAIL = [(f"{stage}_{name}", kind) for stage in ("encode", "sample", "decode") for name, kind in KINDS]
 
 
 def upgrade() -> None:
