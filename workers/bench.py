@@ -33,7 +33,8 @@ from workers.ledger import Ledger
 if TYPE_CHECKING:
     from kontext_model.lora import Lora
 
-LANES = 8
+NETWORK_LANES, DISK_LANES = 8, 2
+"""Calls at once. Networks are waited for; threads that copy from and to a disk stand in each other's way."""
 log = structlog.get_logger("bench")
 Recipe = Mapping[str, Any]
 Result = TypeVar("Result")
@@ -61,7 +62,7 @@ class Bench:
 
     def __init__(self, engine: Engine, settings: Settings, editor: Editor, handoffs: Handoffs) -> None:
         self.engine, self.settings, self.editor, self.handoffs = engine, settings, editor, handoffs
-        self.threads = ThreadPoolExecutor(LANES, thread_name_prefix="io")
+        self.threads = ThreadPoolExecutor(NETWORK_LANES, thread_name_prefix="io")
         self.store = lru_cache(64)(lambda uri: open_store(uri, settings))
         self.batch = lru_cache(256)(self._read_batch)
         self.recipe = lru_cache(256)(self._read_recipe)
@@ -101,8 +102,10 @@ class Bench:
         pin = LoraPin(recipe["lora"], recipe["lora_sha256"])
         return Lora(fetch_lora(pin, self.settings), pin.sha256, recipe["lora_scale"], pin.place)
 
-    def each(self, function: Callable[[Claimed], Result], unit: Sequence[Claimed]) -> list[Result | Exception]:
-        """Apply a function that waits for disks and networks to all jobs at once; an error stands for its job only."""
+    def each(
+        self, function: Callable[[Claimed], Result], unit: Sequence[Claimed], lanes: int
+    ) -> list[Result | Exception]:
+        """Apply a function that waits to all jobs, to `lanes` of them at once; an error stands for its job only."""
 
         def attempt(job: Claimed) -> Result | Exception:
             try:
@@ -110,12 +113,13 @@ class Bench:
             except Exception as error:
                 return error
 
-        if len(unit) == 1:
-            return [attempt(unit[0])]
-        # A lane of jobs for each thread: a future for every job costs more than what a local disk takes to read one.
-        lanes = self.threads.map(lambda lane: [attempt(job) for job in lane], (unit[n::LANES] for n in range(LANES)))
-        done = [iter(lane) for lane in lanes]
-        return [next(done[n % LANES]) for n in range(len(unit))]
+        if len(unit) <= 1:
+            return [attempt(job) for job in unit]
+        # A thread takes a lane of jobs: a future for every job costs more than what a local disk takes to read one.
+        lanes = min(lanes, len(unit))
+        done = self.threads.map(lambda first: [attempt(job) for job in unit[first::lanes]], range(lanes))
+        ends = [iter(lane) for lane in done]
+        return [next(ends[n % lanes]) for n in range(len(unit))]
 
     def _encode_text(self, text: str) -> TextEmbeds:
         # What the model warns of is logged here, so that it comes when a text is encoded, not with each of its jobs.
@@ -145,6 +149,11 @@ class Bench:
         if found is None:
             raise KeyError(text)  # not kept by the cache: the next call asks Redis again
         return found
+
+
+def lanes_to(*places: str) -> int:
+    """How many calls at once pay off with these paths and URIs."""
+    return NETWORK_LANES if any("://" in place for place in places) else DISK_LANES
 
 
 @contextmanager

@@ -37,13 +37,13 @@ _CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGF
 
 
 class Decoders:
-    """Up to four decoders, started when they are needed. `open` may be called from several threads."""
+    """Up to `count` decoders, four at most, started when needed. `open` may be called from several threads."""
 
     def __init__(self, max_px: int, *, cpu_s: float = CPU_S, wall_s: float = WALL_S) -> None:
         self._limits = (max_px, BASE_BYTES + BYTES_PER_PX * max_px, cpu_s, wall_s)
         self._free: LifoQueue[_Decoder | None] = LifoQueue()
-        self._count = min(MOST, os.cpu_count() or 1)
-        for _ in range(self._count):
+        self.count = min(MOST, os.cpu_count() or 1)
+        for _ in range(self.count):
             self._free.put(None)
 
     def open(self, data: bytes) -> Image.Image:
@@ -65,7 +65,7 @@ class Decoders:
 
     def close(self) -> None:
         """End the decoders."""
-        for _ in range(self._count):
+        for _ in range(self.count):
             decoder = self._free.get()
             if decoder is not None:
                 decoder.end()

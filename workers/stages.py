@@ -23,7 +23,7 @@ from orchestrator.state.queries import Advanced, Claimed, Ended, Finished, Sourc
 from orchestrator.state.transitions import ErrorClass, Stage
 from orchestrator.storage import StorageError
 from workers import source
-from workers.bench import Bench, Recipe
+from workers.bench import Bench, Recipe, lanes_to
 from workers.failures import Failure, classify
 from workers.results import adopt, find_again, store_picture
 
@@ -56,7 +56,7 @@ def encode(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
     # What is unchanged and has no picture yet is read after all.
     images |= _read(bench, [job for job in images if images[job].data is None], {}, outcome, clock)
     whole = {job: image.data for job, image in images.items() if image.data is not None}
-    opened = bench.each(lambda job: bench.decoders.open(whole[job]), list(whole))
+    opened = bench.each(lambda job: bench.decoders.open(whole[job]), list(whole), bench.decoders.count)
     by_canvas: dict[Canvas, list[Claimed]] = defaultdict(list)
     for job, photo in zip(whole, opened, strict=True):
         try:
@@ -128,7 +128,8 @@ def decode(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
     pictures: dict[Claimed, Image.Image] = {}
     # A later attempt looks first: the one before it may have stored the picture and died before its commit.
     again = [job for job in unit if job.attempt > 0]
-    looked = bench.each(lambda job: adopt(bench, job), again) if again else []
+    lanes = lanes_to(*(bench.batch(job.batch_id).results_uri for job in unit))
+    looked = bench.each(lambda job: adopt(bench, job), again, lanes)
     outcome.finished += [found for found in looked if isinstance(found, Finished)]
     adopted = {end.id for end in outcome.finished}
     rest = [job for job in unit if job.id not in adopted]
@@ -141,7 +142,7 @@ def decode(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
 
     held = [job for job in rest if job.id in latents]
     decoded = list(_together_or_alone(run, held, outcome, clock))
-    stored = bench.each(lambda job: store_picture(bench, job, pictures[job], clock.share()), decoded) if decoded else []
+    stored = bench.each(lambda job: store_picture(bench, job, pictures[job], clock.share()), decoded, lanes)
     for job, end in zip(decoded, stored, strict=True):
         if isinstance(end, Exception):
             outcome.failed.append(_failure(job, clock, end))
@@ -228,7 +229,8 @@ def _read(
         return _Image(sha256, print_, data)
 
     images = {}
-    for job, image in zip(unit, bench.each(fetch, unit), strict=True):
+    lanes = lanes_to(*(bench.batch(job.batch_id).image_root for job in unit), *(job.image for job in unit))
+    for job, image in zip(unit, bench.each(fetch, unit, lanes), strict=True):
         if isinstance(image, Exception):
             outcome.failed.append(_failure(job, clock, image))
         else:
@@ -257,7 +259,8 @@ def _reuse(bench: Bench, images: dict[Claimed, _Image], outcome: Outcome, clock:
     with bench.direct.connect() as connection:
         known = queries.find_reusable(connection, [image.fingerprint for image in images.values()])
     candidates = [job for job, image in images.items() if image.fingerprint in known]
-    found = bench.each(lambda job: find_again(bench, job, *known[images[job].fingerprint]), candidates)
+    lanes = lanes_to(*(bench.batch(job.batch_id).results_uri for job in candidates))
+    found = bench.each(lambda job: find_again(bench, job, *known[images[job].fingerprint]), candidates, lanes)
     for job, result in zip(candidates, found, strict=True):
         if result is None:
             continue

@@ -64,12 +64,15 @@ _ROWS: Mapping[str, str] = {
 
 @cache
 def _find_reusable(dialect: str) -> TextClause:
-    # Night after night the same fingerprint succeeds again: only its latest job is looked up.
-    return text(
-        f"""
-        SELECT jobs.fingerprint, jobs.result, jobs.sha256 FROM {_LISTED[dialect]} JOIN jobs ON jobs.id = (
-            SELECT max(made.id) FROM jobs AS made WHERE made.fingerprint = given.value AND made.state = 'succeeded')"""
-    )
+    # Night after night the same fingerprint succeeds again: only its latest job is looked up. PostgreSQL is told how:
+    # it would read all jobs, for a join or, but for the `+ 0`, down the primary key.
+    latest = {
+        "postgresql": """JOIN LATERAL (SELECT * FROM jobs AS made WHERE made.fingerprint = given.value
+            AND made.state = 'succeeded' ORDER BY made.id + 0 DESC LIMIT 1) AS jobs ON true""",
+        "sqlite": """JOIN jobs ON jobs.id = (SELECT max(made.id) FROM jobs AS made
+            WHERE made.fingerprint = given.value AND made.state = 'succeeded')""",
+    }
+    return text(f"SELECT jobs.fingerprint, jobs.result, jobs.sha256 FROM {_LISTED[dialect]} {latest[dialect]}")
 
 
 @cache
