@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from orchestrator.access.scopes import Scope
 from orchestrator.state.transitions import JobState, Stage
 
 
@@ -45,6 +46,8 @@ app = typer.Typer(
 )
 database = typer.Typer(help="The database's schema.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(database, name="db")
+key = typer.Typer(help="Keys of the API.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(key, name="key")
 
 _Catalogue = Annotated[
     str, typer.Argument(metavar="CATALOGUE", help="CSV, JSONL, Parquet, folder of images, or s3:// of these.")
@@ -241,7 +244,7 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8080,
 ) -> None:
-    """Serve the API: health, readiness, metrics."""
+    """Serve the API, health, readiness and metrics."""
     from orchestrator.cli.services import serve_api
 
     serve_api(host, port)
@@ -280,6 +283,34 @@ def current() -> None:
     from orchestrator.cli.services import show_migration
 
     show_migration()
+
+
+@key.command("add")
+def add_key(
+    name: Annotated[str, typer.Argument(help="Whose it is, for the list and the audit log.")],
+    scope: Annotated[Scope, typer.Option(help="What it may do; each includes those before it.")] = Scope.SUBMIT,
+    json: _Json = False,
+) -> None:
+    """Make a key; its secret is the last word printed, and is never shown again."""
+    from orchestrator.cli.keys import add_key
+
+    add_key(name, scope, as_json=json)
+
+
+@key.command("list")
+def list_keys(json: _Json = False) -> None:
+    """List the keys: scope, when last used, whether revoked."""
+    from orchestrator.cli.keys import list_keys
+
+    list_keys(as_json=json)
+
+
+@key.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `kontext key list` shows it.")]) -> None:
+    """End a key, and the sessions that it opened."""
+    from orchestrator.cli.keys import revoke_key
+
+    revoke_key(key_id)
 
 
 @app.command()

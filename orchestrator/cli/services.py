@@ -36,7 +36,7 @@ def run_dispatcher() -> None:
 
 def serve_api(host: str, port: int) -> None:
     """Serve HTTP until told to stop; prints its address once it answers."""
-    from orchestrator.serve import serve
+    from orchestrator.api.app import serve
 
     settings = read_settings()
     configure_logs(settings)

@@ -12,6 +12,7 @@ from functools import partial
 
 import typer
 
+from orchestrator.access.sessions import create_token
 from orchestrator.checkpoints import pin_checkpoint
 from orchestrator.cli.crew import (
     DISPATCH,
@@ -67,6 +68,7 @@ def stay_up(port: int | None) -> int:
             supervisor.start()
             _await_ready(url)
             typer.echo(f"serving   {url}")
+            typer.echo(f"sign in   {url}/sign-in?token={create_token(engine)}  (works once)")
             typer.echo(f"results   {settings.results_uri}")
             typer.echo(f"database  {show_url(engine)}")
             typer.echo(f"logs      {logs}")

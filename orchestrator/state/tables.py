@@ -214,6 +214,48 @@ workers = Table(
     Column("rss_bytes", BigInteger, nullable=False, server_default="0"),
 )
 
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("sha256", Text, nullable=False, comment="of the whole secret, which nobody can show again"),
+    Column("scope", Text, nullable=False, comment="read, submit or admin; each includes those before it"),
+    Column("created_at", Double, nullable=False),
+    Column("last_used_at", Double, comment="to the minute"),
+    Column("revoked_at", Double),
+)
+
+sign_ins = Table(
+    "sign_ins",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("sha256", Text, nullable=False, comment="of the one-time token"),
+    Column("scope", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False, comment="of the token; the session has its own end"),
+    Column("used_at", Double, comment="set once: the session that it opened lives on"),
+)
+
+signing_secrets = Table(
+    "signing_secrets",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", RowNumber, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("caller", Text, nullable=False, comment="key:<id>, sign_in:<id>, or a process of ours"),
+    Column("action", Text, nullable=False, comment="batch.create, batch.pause, key.revoke, …"),
+    Column("target", Text, nullable=False, comment="the id of what was changed"),
+    Column("detail", Text, nullable=False, comment="JSON object: what was asked, without secrets"),
+    Index("audit_target_idx", "target", "id"),
+)
+
 
 def in_state(state: JobState) -> ColumnElement[bool]:
     """The condition of the partial indexes: written out, not bound, or neither planner would use them."""

@@ -12,16 +12,19 @@ from pathlib import Path
 
 import pytest
 import redis
+from fastapi.routing import iter_route_contexts
 
+from orchestrator.access.keys import create_key
+from orchestrator.access.scopes import Scope
+from orchestrator.api.app import build_app
 from orchestrator.local_stack import ensure_stack, stop_stack
-from orchestrator.serve import build_app
 from orchestrator.settings import Settings
 from orchestrator.state import migration
 from orchestrator.state.database import open_database
 
 SERVE = """
 import sys
-from orchestrator.serve import serve
+from orchestrator.api.app import serve
 from orchestrator.settings import Settings
 
 serve(Settings.model_validate_json(sys.argv[1]), "127.0.0.1", 0, lambda url: print(url, flush=True))
@@ -45,9 +48,10 @@ def url(settings: Settings) -> Iterator[str]:
     assert process.returncode in {0, -signal.SIGTERM}
 
 
-def get(url: str) -> tuple[int, str]:
+def get(url: str, key: str = "") -> tuple[int, str]:
+    request = urllib.request.Request(url, headers={"authorization": f"Bearer {key}"} if key else {})
     try:
-        with urllib.request.urlopen(url, timeout=20) as response:
+        with urllib.request.urlopen(request, timeout=20) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -60,14 +64,16 @@ def test_readiness_follows_the_database_and_the_broker(url: str, settings: Setti
     assert status == 503
     assert json.loads(text)["broker"] == "ok"
     assert re.search("stands at no schema, needed is .*; run: kontext db upgrade", json.loads(text)["database"])
-    assert get(f"{url}/metrics") == (503, "the database does not answer: no such table: jobs\n")
+    assert get(f"{url}/metrics", "kx_0123456789ab_" + "x" * 43)[0] == 503
 
     engine = open_database(settings.database_url)
     migration.upgrade(engine)
+    key = create_key(engine, "prometheus", Scope.READ).secret
     engine.dispose()
     assert json.loads(get(f"{url}/readyz")[1]) == {"ready": True, "database": "ok", "broker": "ok"}
 
-    status, text = get(f"{url}/metrics")
+    assert get(f"{url}/metrics")[0] == 401
+    status, text = get(f"{url}/metrics", key)
     assert status == 200
     lines = text.splitlines()
     assert 'kontext_jobs{stage="",state="pending"} 0.0' in lines
@@ -82,7 +88,7 @@ def test_readiness_follows_the_database_and_the_broker(url: str, settings: Setti
     secret = redis.connection.parse_url(settings.broker_url)["password"]
     assert secret not in text
     assert get(f"{url}/healthz") == (200, "ok\n")
-    status, text = get(f"{url}/metrics")
+    status, text = get(f"{url}/metrics", key)
     assert status == 200
     assert "kontext_broker_up 0.0" in text
     assert "kontext_queue_length" not in text
@@ -96,4 +102,4 @@ def test_the_application_opens_nothing_before_it_is_asked(tmp_path: Path) -> Non
             broker_url="redis://127.0.0.1:1/0",
         )
     )
-    assert {route.path for route in app.routes} >= {"/healthz", "/readyz", "/metrics"}
+    assert {route.path for route in iter_route_contexts(app.routes)} >= {"/healthz", "/readyz", "/metrics"}

@@ -186,9 +186,12 @@ def test_hosts_and_ports_are_those_of_the_services(services: dict[str, Any], tex
 
 
 def api_routes() -> list[Any]:
-    from orchestrator.serve import build_app
+    from fastapi.routing import iter_route_contexts
 
-    return build_app(Settings(database_url="sqlite://", broker_url="redis://127.0.0.1:1/0")).routes
+    from orchestrator.api.app import build_app
+
+    app = build_app(Settings(database_url="sqlite://", broker_url="redis://127.0.0.1:1/0"))
+    return list(iter_route_contexts(app.routes))
 
 
 def test_everyone_waits_for_whom_they_need_and_is_started_again(services: dict[str, Any]) -> None:

@@ -1,102 +1,65 @@
-"""The HTTP face of the control plane: is it alive, is it ready, and how much work is there.
+"""Is it alive, is it ready, and how much work is there.
 
-Owns `/healthz`, `/readyz` and `/metrics`. Refuses to change anything.
+Owns `/healthz` and `/readyz`, which answer everybody, and `/metrics`. Refuses to change anything.
 """
 
-import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import redis
-import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.settings import Settings
+from orchestrator.api.access import Reader, open_router
+from orchestrator.api.resources import Open
 from orchestrator.state import migration, queries
-from orchestrator.state.database import open_database, reading
+from orchestrator.state.database import reading
 from orchestrator.state.messages import queue_name
 from orchestrator.state.transitions import BatchStatus, JobState, Stage
 
-BROKER_S = 2.0
+public = APIRouter(include_in_schema=False)
+router = open_router(include_in_schema=False)
 
 
 class NotReady(RuntimeError):
     """A part that this process needs does not answer or is not as it must be; the message says what to do."""
 
 
-def serve(settings: Settings, host: str, port: int, ready: Callable[[str], None] = lambda url: None) -> None:
-    """Serve until SIGTERM or Ctrl-C. `ready` is called with the address once requests are answered.
-
-    Raises SystemExit when the address cannot be bound, after uvicorn has said why.
-    """
-    config = uvicorn.Config(build_app(settings), host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
-
-    async def run() -> None:
-        serving = asyncio.ensure_future(server.serve())
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.02)
-        if server.started:
-            bound = server.servers[0].sockets[0].getsockname()[1]  # with port 0, the one that was free
-            shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-            ready(f"http://{shown}:{bound}")
-        await serving
-
-    asyncio.run(run())
+@public.get("/healthz")
+def healthz() -> PlainTextResponse:
+    """The process is alive."""
+    return PlainTextResponse("ok\n")
 
 
-def build_app(settings: Settings) -> FastAPI:
-    """The application for these settings; needs `database_url` and `broker_url`."""
-    assert settings.database_url is not None and settings.broker_url is not None
-    engine = open_database(settings.database_url)
-    # One retry, for a pooled connection that the broker has closed meanwhile.
-    options = {"socket_timeout": BROKER_S, "socket_connect_timeout": BROKER_S, "retry": Retry(NoBackoff(), 1)}
-    broker = redis.Redis.from_url(settings.broker_url, **options)
+@public.get("/readyz")
+def readyz(opened: Open) -> JSONResponse:
+    """SQL answers and is migrated, the broker answers; 503 says what is wrong."""
+    checks = {
+        "database": lambda: check_database(opened.engine),
+        "broker": lambda: check_broker(opened.broker),
+    }
+    found = {name: _outcome(check) for name, check in checks.items()}
+    ready = set(found.values()) == {"ok"}
+    return JSONResponse({"ready": ready, **found}, status_code=200 if ready else 503)
+
+
+@router.get("/metrics")
+def metrics(_: Reader, opened: Open) -> Response:
+    """Prometheus text; 503 when SQL, which holds the numbers, does not answer."""
     registry = CollectorRegistry()
-    registry.register(Numbers(engine, broker, settings.lease_s))
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        broker.close()
-        engine.dispose()
-
-    app = FastAPI(title="Kontext Batch", lifespan=lifespan, docs_url=None, redoc_url=None)
-
-    @app.get("/healthz")
-    def healthz() -> PlainTextResponse:
-        """The process is alive."""
-        return PlainTextResponse("ok\n")
-
-    @app.get("/readyz")
-    def readyz() -> JSONResponse:
-        """SQL answers and is migrated, the broker answers; 503 says what is wrong."""
-        checks = {"database": lambda: check_database(engine), "broker": lambda: check_broker(broker)}
-        found = {name: _outcome(check) for name, check in checks.items()}
-        ready = set(found.values()) == {"ok"}
-        return JSONResponse({"ready": ready, **found}, status_code=200 if ready else 503)
-
-    @app.get("/metrics")
-    def metrics() -> Response:
-        """Prometheus text; 503 when SQL, which holds the numbers, does not answer."""
-        try:
-            return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
-        except SQLAlchemyError as error:
-            return PlainTextResponse(f"the database does not answer: {_first_line(error)}\n", status_code=503)
-
-    return app
+    registry.register(Numbers(opened.engine, opened.broker, opened.settings.lease_s))
+    try:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    except SQLAlchemyError as error:
+        return PlainTextResponse(f"the database does not answer: {_first_line(error)}\n", status_code=503)
 
 
 def check_database(engine: Engine) -> None:
