@@ -11,8 +11,9 @@ demo: .venv/ready
 	$(BIN)/python -m kontext_model.wardrobe demo
 	$(BIN)/kontext run demo/catalogue.csv --sheet demo/contact-sheet.png
 
+# Two processes: half of the tests wait, for servers, leases and workers. A file's tests stay together.
 test: .venv/ready
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff check .
