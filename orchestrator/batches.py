@@ -72,17 +72,23 @@ def request_of(settings: Settings, checkpoint: CheckpointRef, asked: Mapping[str
     return Request(asked, results_uri.rstrip("/"), checkpoint, settings.numerics, pin_lora=pin)
 
 
-def create_batch(engine: Engine, catalogue: Catalogue, request: Request) -> Batch:
+def new_batch_id() -> str:
+    """An id that no batch has: the day, and chance."""
+    return f"{time.strftime('%Y%m%d')}-{secrets.token_hex(4)}"
+
+
+def create_batch(engine: Engine, catalogue: Catalogue, request: Request, batch_id: str | None = None) -> Batch:
     """Store a new, still empty batch for a catalogue that has at least one row.
 
-    Raises CatalogueError when it has none, or lies where no database can note it.
+    With a `batch_id` it is made once, however often and by how many this is called. Raises CatalogueError when the
+    catalogue has no rows, or lies where no database can note it.
     """
     for name in (catalogue.uri, catalogue.image_root):
         if storable(name) != name:
             raise CatalogueError(f"{name!r}: this name cannot be stored; use one in UTF-8 of at most 2,000 characters")
     if next(iter(catalogue.rows()), None) is None:
         raise CatalogueError(f"{catalogue.uri} holds no rows: there is nothing to do")
-    batch_id = f"{time.strftime('%Y%m%d')}-{secrets.token_hex(4)}"
+    batch_id = batch_id or new_batch_id()
     with engine.begin() as connection:
         queries.create_batch(
             connection,

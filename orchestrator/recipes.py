@@ -84,6 +84,13 @@ def _one_of(*names: str) -> Callable[[str], str]:
     return read
 
 
+def _truth(text: str) -> bool:
+    known = {"true": True, "false": False}
+    if text.strip().lower() not in known:
+        raise ValueError(f"expected true or false, not {text[:80]!r}")
+    return known[text.strip().lower()]
+
+
 def _text(text: str) -> str:
     if len(text) > PROMPT_MAX_CHARACTERS:
         raise ValueError(f"{len(text):,} characters are more than the {PROMPT_MAX_CHARACTERS:,} allowed")
@@ -145,7 +152,11 @@ OPTIONS: Mapping[str, Callable[[str], Any]] = {
 PER_JOB: Mapping[str, Callable[[str], int]] = {"seed": _whole(0, SEED_MAX), "priority": _whole(-100, 100)}
 """What is asked of one job beside its recipe."""
 
-PER_BATCH: Mapping[str, Callable[[str], Any]] = {"max_error_rate": _number(0, 1), "deadline": _deadline}
+PER_BATCH: Mapping[str, Callable[[str], Any]] = {
+    "max_error_rate": _number(0, 1),
+    "deadline": _deadline,
+    "only_changed": _truth,
+}
 """What is asked of a batch as a whole; keys of `--set`, no columns."""
 
 

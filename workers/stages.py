@@ -254,11 +254,12 @@ def _negative_text(recipe: Recipe) -> str | None:
 
 def _reuse(bench: Bench, images: dict[Claimed, _Image], outcome: Outcome, clock: _Clock) -> None:
     """Close the jobs whose fingerprint has a picture already, and take them out of `images`."""
-    if not images:
+    asked = [job for job in images if bench.batch(job.batch_id).options.get("only_changed", True)]
+    if not asked:
         return
     with bench.direct.connect() as connection:
-        known = queries.find_reusable(connection, [image.fingerprint for image in images.values()])
-    candidates = [job for job, image in images.items() if image.fingerprint in known]
+        known = queries.find_reusable(connection, [images[job].fingerprint for job in asked])
+    candidates = [job for job in asked if images[job].fingerprint in known]
     lanes = lanes_to(*(bench.batch(job.batch_id).results_uri for job in candidates))
     found = bench.each(lambda job: find_again(bench, job, *known[images[job].fingerprint]), candidates, lanes)
     for job, result in zip(candidates, found, strict=True):

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from orchestrator.access.scopes import Scope
+from orchestrator.cli.schedule import schedule
 from orchestrator.state.transitions import JobState, Stage
 
 
@@ -48,6 +49,7 @@ database = typer.Typer(help="The database's schema.", no_args_is_help=True, rich
 app.add_typer(database, name="db")
 key = typer.Typer(help="Keys of the API.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key, name="key")
+app.add_typer(schedule, name="schedule")
 
 _Catalogue = Annotated[
     str, typer.Argument(metavar="CATALOGUE", help="CSV, JSONL, Parquet, folder of images, or s3:// of these.")
@@ -252,7 +254,7 @@ def serve(
 
 @app.command()
 def dispatch() -> None:
-    """Run the dispatcher and the rescuer until SIGTERM or Ctrl-C; any number may run."""
+    """Run dispatcher, rescuer and scheduler until SIGTERM or Ctrl-C; any number may run."""
     from orchestrator.cli.services import run_dispatcher
 
     run_dispatcher()

@@ -30,13 +30,19 @@ def explain(error: Exception) -> tuple[int, str]:
     from orchestrator.batches import BatchError
     from orchestrator.catalogs import CatalogueError
     from orchestrator.control import ControlError
+    from orchestrator.fire_times import FireTimeError
     from orchestrator.local_stack import StackError
     from orchestrator.recipes import OptionError
+    from orchestrator.schedules import ScheduleError
     from orchestrator.settings import SettingsError
     from orchestrator.state.migration import MigrationError
     from orchestrator.storage import StorageError
 
-    if isinstance(error, (CallError, SettingsError, CatalogueError, CheckpointError, ControlError, OptionError)):
+    asked_wrongly = (
+        CallError, SettingsError, CatalogueError, CheckpointError, ControlError, FireTimeError, OptionError,
+        ScheduleError,
+    )  # fmt: skip
+    if isinstance(error, asked_wrongly):
         return BAD_CALL, str(error)
     if isinstance(error, (RunError, BatchError, MigrationError, StackError, StorageError)):
         return ERROR, str(error)

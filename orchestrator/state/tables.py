@@ -35,6 +35,9 @@ metadata = MetaData(
 # SQLite numbers rows only in an INTEGER primary key.
 RowNumber = BigInteger().with_variant(Integer, "sqlite")
 
+OPEN_RUN = text("state IN ('due', 'waiting', 'starting', 'started')")
+"""The condition of a partial index: written out, not bound, or neither planner would use it."""
+
 batches = Table(
     "batches",
     metadata,
@@ -254,6 +257,54 @@ audit = Table(
     Column("target", Text, nullable=False, comment="the id of what was changed"),
     Column("detail", Text, nullable=False, comment="JSON object: what was asked, without secrets"),
     Index("audit_target_idx", "target", "id"),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("cron", Text, nullable=False),
+    Column("time_zone", Text, nullable=False, comment="IANA name; the cron expression is read in it"),
+    Column("catalogue", Text, nullable=False),
+    Column("asked", Text, nullable=False, comment="JSON: options of its batches, as values already read"),
+    Column("results_uri", Text, comment="null: where the dispatcher's settings say"),
+    Column("priority", SmallInteger, nullable=False, server_default="0"),
+    Column("only_changed", SmallInteger, nullable=False, server_default="1", comment="0: nothing is reused"),
+    Column("overlap", Text, nullable=False),
+    Column("missed", Text, nullable=False),
+    Column("paused", SmallInteger, nullable=False, server_default="0"),
+    Column("next_fire_at", Double, comment="null: never, or paused"),
+    Column("created_at", Double, nullable=False),
+    Index("schedules_next_fire_at_idx", "next_fire_at"),
+)
+
+schedule_runs = Table(
+    "schedule_runs",
+    metadata,
+    Column("id", RowNumber, primary_key=True, autoincrement=True),
+    Column("schedule", Text, ForeignKey("schedules.name", ondelete="CASCADE"), nullable=False),
+    Column("fire_at", Double, nullable=False, comment="the time it was due, or was asked for"),
+    Column("by_request", SmallInteger, nullable=False, server_default="0"),
+    Column("missed", Integer, nullable=False, server_default="0", comment="earlier fire times that it stands for"),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, comment="why it was skipped, failed, waits, or is tried again"),
+    Column("batch_id", Text, nullable=False, comment="its batch's id, fixed before the batch is made"),
+    Column("claimed_by", Text, comment="the scheduler that makes its batch"),
+    Column("lease_until", Double, comment="then another scheduler goes on"),
+    Column("tries", SmallInteger, nullable=False, server_default="0"),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("ended_at", Double),
+    Column("total_jobs", BigInteger),
+    Column("new_jobs", BigInteger),
+    Column("changed_jobs", BigInteger),
+    Column("reused_jobs", BigInteger),
+    Column("failed_jobs", BigInteger),
+    Column("cancelled_jobs", BigInteger),
+    # Decides who fires: any number of schedulers may try.
+    Index("schedule_runs_fire_at_key", "schedule", "fire_at", unique=True),
+    Index("schedule_runs_batch_id_idx", "batch_id"),
+    Index("schedule_runs_open_idx", "state", sqlite_where=OPEN_RUN, postgresql_where=OPEN_RUN),
 )
 
 

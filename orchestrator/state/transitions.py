@@ -1,4 +1,4 @@
-"""Statuses of jobs and batches, and the legal moves between them. Pure: no SQL here.
+"""Statuses of jobs, batches and runs of schedules, and the legal moves between them. Pure: no SQL here.
 
 `queries` takes its conditions from the moves below and the diagram of the README is drawn from them, so that what is
 written, what is allowed and what is documented are one table.
@@ -49,6 +49,33 @@ class BatchStatus(StrEnum):
     COMPLETED = "completed"
     CANCELLED = "cancelled"
     FAILED = "failed"
+
+
+class RunState(StrEnum):
+    """Where a run of a schedule stands: one for each time it fires."""
+
+    DUE = "due"  # its time has come, nobody has looked at it yet
+    WAITING = "waiting"  # for the run before it, where they queue
+    STARTING = "starting"  # a scheduler makes its batch, under a lease
+    STARTED = "started"  # its batch is made
+    ENDED = "ended"  # its batch has ended, and is reported
+    SKIPPED = "skipped"
+    FAILED = "failed"  # no batch could be made, or not wholly
+
+
+class Overlap(StrEnum):
+    """What a run does while the one before it has not ended."""
+
+    SKIP = "skip"
+    QUEUE = "queue"
+    ALLOW = "allow"
+
+
+class Missed(StrEnum):
+    """What becomes of fire times at which no scheduler ran: one run for all of them, or none."""
+
+    ONCE = "once"
+    SKIP = "skip"
 
 
 class ErrorClass(StrEnum):

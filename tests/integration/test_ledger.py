@@ -111,6 +111,17 @@ def test_a_result_that_was_deleted_is_made_once_more(shop: Shop, photos: Store, 
     assert succeeded(shop, "three") == [1] * 6
 
 
+def test_a_batch_that_wants_all_made_anew_reuses_nothing(shop: Shop, photos: Store, asked: Counter[str]) -> None:
+    shop.submit("one", NAMES, photos.uri)
+    shop.work()
+    shop.submit("two", NAMES, photos.uri, options='{"only_changed": false}')
+    assert shop.work() == {"encode": 6, "sample": 6, "decode": 6}
+    assert succeeded(shop, "two") == [0] * 6
+    assert [row["sha256"] for row in shop.rows("two")] == [row["sha256"] for row in shop.rows("one")]
+    shop.submit("three", NAMES, photos.uri, options='{"only_changed": true}')
+    assert shop.work() == NOTHING
+
+
 def test_another_prompt_downloads_and_works_as_ever(shop: Shop, photos: Store, asked: Counter[str]) -> None:
     shop.submit("one", NAMES, photos.uri)
     shop.work()

@@ -1,6 +1,6 @@
 """Every statement, named: `access` for who may call and what they changed, `batches` for what was asked, `jobs` for the
 way of a job, `control` for what is asked of it meanwhile, `decisions` for what becomes of the pictures, `ledger` for
-what is reused, `workers` for who is alive.
+what is reused, `workers` for who is alive, `schedules` for what is fired by the clock.
 
 Functions take an open connection and never commit: the caller says what belongs together. All of them run on
 PostgreSQL and SQLite alike.
@@ -93,6 +93,33 @@ from orchestrator.state.queries.ledger import (
     source_id,
 )
 from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished, Group, Retried
+from orchestrator.state.queries.schedules import (
+    Report,
+    Run,
+    Schedule,
+    add_run,
+    add_schedule,
+    change_schedule,
+    claim_run,
+    count_before,
+    count_outcomes,
+    due_schedules,
+    end_run,
+    fail_run,
+    find_blocking_run,
+    hold_run,
+    list_runs,
+    list_schedules,
+    lock_schedule,
+    open_runs,
+    read_run,
+    read_schedule,
+    release_run,
+    remove_schedule,
+    renew_runs,
+    skip_run,
+    start_run,
+)
 from orchestrator.state.queries.workers import (
     Worker,
     beat,
@@ -105,15 +132,18 @@ from orchestrator.state.queries.workers import (
 
 __all__ = [
     "AGING_S", "ENDS", "Advanced", "ApiKey", "AuditEntry", "Batch", "BatchCounts", "Claimed", "Credential", "Ended",
-    "Failed", "Finished", "Group", "Retried", "Source", "Take", "Worker", "add_key", "add_recipes", "add_sign_in",
-    "add_take", "advance", "any_held", "any_source", "beat", "cancel_jobs", "carry", "claim", "close_batch",
-    "count_batches", "count_by_error", "count_by_state", "count_decisions", "count_failures", "count_jobs",
-    "count_keys", "create_batch", "dead_workers", "decide", "dispatch", "end_worker", "expire_jobs", "fail",
-    "find_key", "find_open_request", "find_reusable", "find_sign_in", "hand_back", "has_backlog", "in_flight",
-    "keep_secret", "last_end", "learn_sources", "list_audit", "list_batches", "list_keys", "list_takes",
-    "live_workers", "lose_handoffs", "match_jobs", "move_batch", "note_ingested", "note_key_used", "note_told",
-    "open_batches", "read_batch", "read_clock", "read_key", "read_recipe", "recall_sources", "record_audit",
-    "register_worker", "reopen_batch", "restart_jobs", "resume_batch", "retry", "revoke_key", "set_priority",
-    "source_id", "stage_seconds", "start_batch", "stream_jobs", "succeed", "take_back", "unfinished",
-    "units_queued", "untold_batches", "use_sign_in",
+    "Failed", "Finished", "Group", "Report", "Retried", "Run", "Schedule", "Source", "Take", "Worker", "add_key",
+    "add_recipes", "add_run", "add_schedule", "add_sign_in", "add_take", "advance", "any_held", "any_source", "beat",
+    "cancel_jobs", "carry", "change_schedule", "claim", "claim_run", "close_batch", "count_batches", "count_before",
+    "count_by_error", "count_by_state", "count_decisions", "count_failures", "count_jobs", "count_keys",
+    "count_outcomes", "create_batch", "dead_workers", "decide", "dispatch", "due_schedules", "end_run", "end_worker",
+    "expire_jobs", "fail", "fail_run", "find_blocking_run", "find_key", "find_open_request", "find_reusable",
+    "find_sign_in", "hand_back", "has_backlog", "hold_run", "in_flight", "keep_secret", "last_end", "learn_sources",
+    "list_audit", "list_batches", "list_keys", "list_runs", "list_schedules", "list_takes", "live_workers",
+    "lock_schedule", "lose_handoffs", "match_jobs", "move_batch", "note_ingested", "note_key_used", "note_told",
+    "open_batches", "open_runs", "read_batch", "read_clock", "read_key", "read_recipe", "read_run", "read_schedule",
+    "recall_sources", "record_audit", "register_worker", "release_run", "remove_schedule", "renew_runs",
+    "reopen_batch", "restart_jobs", "resume_batch", "retry", "revoke_key", "set_priority", "skip_run", "source_id",
+    "stage_seconds", "start_batch", "start_run", "stream_jobs", "succeed", "take_back", "unfinished", "units_queued",
+    "untold_batches", "use_sign_in",
 ]  # fmt: skip

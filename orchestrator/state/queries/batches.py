@@ -71,9 +71,11 @@ class BatchCounts:
         return self.succeeded + self.failed + self.cancelled
 
 
-def create_batch(connection: Connection, batch: Mapping[str, Any]) -> None:
-    """Store a new batch as `ingesting`; `columns` and `options` are given as JSON."""
-    connection.execute(batches.insert().values(status=BatchStatus.INGESTING, created_at=now(), **batch))
+def create_batch(connection: Connection, batch: Mapping[str, Any]) -> bool:
+    """Store a new batch as `ingesting`; `columns` and `options` are given as JSON. False when its id is taken."""
+    dialect = {"postgresql": postgresql, "sqlite": sqlite}[connection.dialect.name]
+    statement = dialect.insert(batches).values(status=BatchStatus.INGESTING, created_at=now(), **batch)
+    return connection.execute(statement.on_conflict_do_nothing().returning(batches.c.id)).first() is not None
 
 
 def read_batch(connection: Connection, batch_id: str) -> Batch | None:

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, and_, case, func, insert, or_,
 from orchestrator.state.database import now
 from orchestrator.state.queries.batches import PAGE_ROWS
 from orchestrator.state.queries.jobs import AGING_S, unfinished
+from orchestrator.state.queries.schedules import reopen_runs
 from orchestrator.state.tables import attempts, batches, in_state, jobs
 from orchestrator.state.transitions import BatchStatus, JobState
 
@@ -171,7 +172,10 @@ def reopen_batch(connection: Connection, batch_id: str) -> bool:
             deadline_at=case((batches.c.deadline_at <= now(), None), else_=batches.c.deadline_at),
         )
     )
-    return connection.execute(statement).rowcount == 1
+    if connection.execute(statement).rowcount == 0:
+        return False
+    reopen_runs(connection, batch_id)
+    return True
 
 
 def restart_jobs(connection: Connection, ids: Sequence[int]) -> int:

@@ -1,0 +1,239 @@
+"""Schedules: which catalogue becomes a batch, when, and what is done when runs meet or were missed.
+
+Owns what may be asked of schedules and how they read outside. Refuses to run them: that is the scheduler's.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from orchestrator.batches import new_batch_id
+from orchestrator.catalogs import CatalogueError
+from orchestrator.fire_times import check, next_fire
+from orchestrator.recipes import read_deadline
+from orchestrator.settings import Settings
+from orchestrator.state import queries
+from orchestrator.state.database import reading, storable
+from orchestrator.state.queries import Run, Schedule
+from orchestrator.state.transitions import Missed, Overlap
+from orchestrator.storage import StorageError, open_store
+from orchestrator.storage.locations import read_path
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class ScheduleError(ValueError):
+    """This cannot be asked of a schedule; the message says why. Nothing was changed."""
+
+
+class NoSchedule(ScheduleError):
+    """There is none of that name."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a schedule is made of. `asked` holds option values already read; `results_uri` None: as settings say."""
+
+    name: str
+    cron: str
+    catalogue: str
+    time_zone: str = "UTC"
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    results_uri: str | None = None
+    priority: int = 0
+    only_changed: bool = True
+    overlap: Overlap = Overlap.SKIP
+    missed: Missed = Missed.ONCE
+
+
+def add(engine: Engine, plan: Plan, settings: Settings) -> Schedule:
+    """Store a schedule; its next fire time is the first one from now on, by the database's clock.
+
+    Raises ScheduleError, FireTimeError, CatalogueError.
+    """
+    if not _NAME.fullmatch(plan.name):
+        raise ScheduleError(
+            f"{plan.name[:120]!r} is no name: letters, digits, dots and dashes, at most 100, as nightly"
+        )
+    values = asdict(plan) | {"catalogue": place_catalogue(plan.catalogue)}
+    values["results_uri"] = plan.results_uri and place_results(plan.results_uri, settings)
+    _check_asked(plan.asked)
+    with engine.begin() as connection:
+        now_s = queries.read_clock(connection)
+        check(plan.cron, plan.time_zone, now_s)
+        values["next_fire_at"] = next_fire(plan.cron, plan.time_zone, now_s)
+        if not queries.add_schedule(connection, _as_columns(values)):
+            raise ScheduleError(f"there is a schedule {plan.name!r} already; remove it first, or choose another name")
+        return _find(connection, plan.name)
+
+
+def change(engine: Engine, name: str, values: Mapping[str, Any], settings: Settings) -> Schedule:
+    """Change fields of a plan, all but the name. A new cron expression or time zone counts from now on.
+
+    Raises NoSchedule, ScheduleError, FireTimeError, CatalogueError.
+    """
+    values = dict(values)
+    if unknown := set(values) - (set(Plan.__dataclass_fields__) - {"name"}):
+        raise ScheduleError(f"schedule {name!r}: {', '.join(sorted(unknown))} cannot be changed")
+    if "catalogue" in values:
+        values["catalogue"] = place_catalogue(values["catalogue"])
+    if values.get("results_uri") is not None:
+        values["results_uri"] = place_results(values["results_uri"], settings)
+    _check_asked(values.get("asked", {}))
+    with engine.begin() as connection:
+        stands = _lock(connection, name)
+        cron, zone = values.get("cron", stands.cron), values.get("time_zone", stands.time_zone)
+        if (cron, zone) != (stands.cron, stands.time_zone):
+            now_s = queries.read_clock(connection)
+            check(cron, zone, now_s)
+            values["next_fire_at"] = None if stands.paused else next_fire(cron, zone, now_s)
+        if values:
+            queries.change_schedule(connection, name, _as_columns(values))
+        return _find(connection, name)
+
+
+def pause(engine: Engine, name: str) -> Schedule:
+    """Fire no more until it is resumed; a run that has begun goes on. Raises NoSchedule."""
+    with engine.begin() as connection:
+        _lock(connection, name)
+        queries.change_schedule(connection, name, {"paused": 1, "next_fire_at": None})
+        return _find(connection, name)
+
+
+def resume(engine: Engine, name: str) -> Schedule:
+    """Fire again from now on; what was due meanwhile was not missed, and stays undone. Raises NoSchedule."""
+    with engine.begin() as connection:
+        stands = _lock(connection, name)
+        if stands.paused:
+            next_at = next_fire(stands.cron, stands.time_zone, queries.read_clock(connection))
+            queries.change_schedule(connection, name, {"paused": 0, "next_fire_at": next_at})
+        return _find(connection, name)
+
+
+def remove(engine: Engine, name: str) -> None:
+    """Forget a schedule and its runs; their batches stay, and go on. Raises NoSchedule."""
+    with engine.begin() as connection:
+        if not queries.remove_schedule(connection, name):
+            raise _unknown(name)
+
+
+def fire(engine: Engine, name: str) -> Run:
+    """Ask for a run now, also of a paused schedule; its overlap policy holds. A scheduler begins it in a moment.
+
+    Raises NoSchedule.
+    """
+    with engine.begin() as connection:
+        _lock(connection, name)
+        run_id = None
+        while run_id is None:  # two within one tick of the clock
+            at_s = queries.read_clock(connection)
+            run_id = queries.add_run(connection, name, at_s, new_batch_id(), by_request=True)
+        run = queries.read_run(connection, run_id)
+        assert run is not None
+        return run
+
+
+def find(engine: Engine, name: str) -> Schedule:
+    """One schedule. Raises NoSchedule."""
+    with reading(engine).connect() as connection:
+        return _find(connection, name)
+
+
+def describe_schedule(schedule: Schedule, last_run: Run | None = None) -> dict[str, Any]:
+    """A schedule as people and programs outside see it. Times are ISO 8601, in UTC."""
+    return {
+        **{name: value for name, value in vars(schedule).items() if name != "asked"},
+        "asked": dict(schedule.asked),
+        "next_fire_at": show_time(schedule.next_fire_at),
+        "created_at": show_time(schedule.created_at),
+        "last_run": None if last_run is None else describe_run(last_run),
+    }
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+    """A run as people and programs outside see it."""
+    return {
+        "run": run.id,
+        "schedule": run.schedule,
+        "fire_at": show_time(run.fire_at),
+        "by_request": run.by_request,
+        "missed": run.missed,
+        "state": run.state.value,
+        "reason": run.reason,
+        "batch": run.batch_id,
+        "batch_status": run.batch_status and run.batch_status.value,
+        "started_at": show_time(run.started_at),
+        "ended_at": show_time(run.ended_at),
+        "report": run.report and asdict(run.report),
+    }
+
+
+def show_time(seconds: float | None) -> str | None:
+    """Seconds since the epoch as ISO 8601 in UTC, to the millisecond."""
+    if seconds is None:
+        return None
+    shown = datetime.fromtimestamp(math.floor(seconds * 1000 + 0.5) / 1000, UTC)
+    return shown.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def place_catalogue(uri: str) -> str:
+    """The catalogue's absolute location: it is opened by another process, in another folder. Raises CatalogueError."""
+    if not uri.strip() or storable(uri) != uri:
+        raise CatalogueError(f"{uri[:200]!r} is no location: expected a path or s3://bucket/key in UTF-8")
+    if uri.startswith("s3://"):
+        return uri
+    try:
+        return str(read_path(uri))
+    except StorageError as error:
+        raise CatalogueError(str(error)) from error
+
+
+def place_results(uri: str, settings: Settings) -> str:
+    """The absolute location of results. Raises ScheduleError."""
+    try:
+        return open_store(uri, settings).uri
+    except StorageError as error:
+        raise ScheduleError(str(error)) from error
+
+
+def _check_asked(asked: Mapping[str, Any]) -> None:
+    if "only_changed" in asked:
+        raise ScheduleError("only_changed is a field of the schedule itself, on the command line --all")
+    if "deadline" in asked and not read_deadline(asked["deadline"]).relative:
+        raise ScheduleError(
+            f"deadline {asked['deadline']!r} is one moment, and a schedule fires for ever: give a duration, as 8h"
+        )
+
+
+def _as_columns(values: Mapping[str, Any]) -> dict[str, Any]:
+    columns = dict(values)
+    if "asked" in columns:
+        columns["asked"] = json.dumps(dict(columns["asked"]), sort_keys=True)
+    if "only_changed" in columns:
+        columns["only_changed"] = int(columns["only_changed"])
+    return columns
+
+
+def _lock(connection: Connection, name: str) -> Schedule:
+    """The schedule, locked against schedulers. Raises NoSchedule."""
+    found = queries.lock_schedule(connection, name, wait=True)
+    if found is None:
+        raise _unknown(name)
+    return found
+
+
+def _find(connection: Connection, name: str) -> Schedule:
+    found = queries.read_schedule(connection, name)
+    if found is None:
+        raise _unknown(name)
+    return found
+
+
+def _unknown(name: str) -> NoSchedule:
+    return NoSchedule(f"there is no schedule {name[:120]!r}; see: kontext schedule list")
