@@ -13,9 +13,10 @@ from types import MappingProxyType
 
 import torch
 
-from kontext_model.training.autoencoder import AutoencoderConfig, train_decoder
+from kontext_model.training.autoencoder import AutoencoderConfig
 from kontext_model.training.command import export
 from kontext_model.training.config import read_config
+from kontext_model.training.decoder import DecoderConfig, train_decoder
 from kontext_model.training.grid import draw_grid
 from kontext_model.training.prefill import prefill
 from kontext_model.training.shipping import TransformerConfig, export_checkpoint, install_decoder, start_wardrobe
@@ -67,7 +68,7 @@ def _start(options: argparse.Namespace) -> None:
 
 
 def _train_decoder(options: argparse.Namespace) -> None:
-    train_decoder(options.folder / "decoder", AutoencoderConfig(), report=_report)
+    train_decoder(options.folder / "decoder", DecoderConfig(), report=_report)
     install_decoder(options.folder / "start", options.folder / "decoder")
 
 

@@ -1,4 +1,4 @@
-"""Makes the wardrobe's VAE: the encoder is fitted, the decoder trained.
+"""Makes the wardrobe's VAE: the encoder is fitted, the decoder is for `decoder` to train.
 
 The class is diffusers' AutoencoderKL, as in FLUX. Its encoder's weights are set so that it computes a linear
 transform: the principal components of 8×8 patches, scaled half-way to equal power. That keeps what 16 numbers a patch
@@ -6,11 +6,7 @@ can keep (28.7 dB where a linear map reads them back), costs no training, and fi
 transformer and decoder train side by side.
 """
 
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -19,12 +15,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
-from kontext_model.training.run_state import Average, copy_weights, load_state, save_state, step_generator
-from kontext_model.training.schedule import learning_rate
 from kontext_model.wardrobe import draw
 
-POOL = 48
-"""Picture pairs kept to cut crops from; each step replaces one."""
 LATENTS = 16
 STEADY = 100.0
 """A constant beside the latents, so large that group normalisation divides by it and not by the picture."""
@@ -32,17 +24,9 @@ STEADY = 100.0
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The VAE and its run. `crop_px` is the side of a crop; `jitter` is noise on the latents, which makes the decoder
-    forgive small errors of the transformer."""
+    """The VAE's widths, the seed of its fresh decoder, and how many pictures its encoder is fitted to."""
 
     channels: tuple[int, int, int, int] = (16, 24, 48, 64)
-    steps: int = 3000
-    batch: int = 8
-    crop_px: int = 64
-    rate: float = 2e-3
-    warmup: int = 60
-    jitter: float = 0.06
-    decay: float = 0.997
     seed: int = 1
     fit_samples: int = 96
 
@@ -152,86 +136,3 @@ def _set_pairs(encoder: Any) -> None:
     encoder.conv_norm_out.weight.fill_(1.0)
     encoder.conv_norm_out.bias.zero_()
     out.bias[LATENTS:] = -12.0
-
-
-def reconstruction_loss(restored: Tensor, pixels: Tensor) -> Tensor:
-    """Absolute and squared error, and the gradients' absolute error, which keeps edges sharp; (B, 3, H, W) each."""
-    error = restored - pixels
-    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    return error.abs().mean() + 2 * error.square().mean() + 0.5 * edges
-
-
-def train_decoder(
-    folder: Path,
-    config: AutoencoderConfig,
-    report: Callable[[str], None] = print,
-    save_every_s: float = 60.0,
-    until: int | None = None,
-) -> Any:
-    """Train to the end or to step `until`, from where the folder's state ends.
-
-    Gives the VAE with the averaged decoder.
-    """
-    vae = make_autoencoder(config).train()
-    vae.encoder.requires_grad_(False)
-    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=config.rate, betas=(0.9, 0.98), weight_decay=1e-4)
-    average = Average(vae, config.decay)
-    start, stop = load_state(folder, vae, average, optimizer), min(until or config.steps, config.steps)
-    crops = cut_crops(config, start)
-    saved_s, began_s, running = time.monotonic(), time.monotonic(), 0.0
-    for step in range(start, stop):
-        pixels, generator = next(crops), step_generator(config.seed, step)
-        with torch.no_grad():
-            latents = vae.encoder(pixels)[:, :LATENTS]
-            level = torch.rand((len(latents), 1, 1, 1), generator=generator) * config.jitter
-            latents = latents + level * torch.randn(latents.shape, generator=generator)
-        restored = vae.decoder(latents)
-        loss = reconstruction_loss(restored, pixels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate("cosine", config.rate, step, config.steps, config.warmup)
-        optimizer.step()
-        average.update(vae, step)
-        decibels = 10 * torch.log10(4 / functional.mse_loss(restored.detach(), pixels)).item()
-        running = decibels if step == start else 0.97 * running + 0.03 * decibels
-        if step % 20 == 19:
-            pace_s = (time.monotonic() - began_s) / (step + 1 - start)
-            report(
-                f"decoder step {step + 1}/{config.steps}  loss {loss.item():.4f}  {running:.2f} dB"
-                f"  {pace_s:.2f} s/step  {pace_s * (config.steps - step - 1) / 60:.1f} min left"
-            )
-        if time.monotonic() - saved_s > save_every_s or step + 1 == stop:
-            save_state(folder, step + 1, vae, average, optimizer)
-            saved_s = time.monotonic()
-    copy_weights(vae, average.shadow)
-    return vae.eval()
-
-
-def cut_crops(config: AutoencoderConfig, start: int) -> Iterator[Tensor]:
-    """Batches of crops (B, 3, crop, crop) in -1..1 from step `start` on: half of photos, half of answers.
-
-    The pool of a step depends on the step alone, so that a resumed run sees the same crops.
-    """
-    pool = [_draw_pair(config.seed, number) for number in range(start, start + POOL)]
-    for step in range(start, config.steps):
-        rng = Random(f"{config.seed}/crops/{step}")
-        crops = [
-            _crop(rng, rng.choice(pool)[number % 2], config.crop_px, number % 2 == 1) for number in range(config.batch)
-        ]
-        yield torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
-        pool = [*pool[1:], _draw_pair(config.seed, step + POOL)]
-
-
-def _draw_pair(seed: int, number: int) -> tuple[Any, Any]:
-    sample = draw(10_000_000 * seed + number, (256, 256, 192)[number % 3], None if number % 4 else "flat-lay")
-    return np.asarray(sample.photo), np.asarray(sample.target)
-
-
-def _crop(rng: Random, picture: Any, side: int, central: bool) -> Any:
-    reach = picture.shape[0] - side
-    # The garment stands in the middle of an answer; its white border needs few examples.
-    low, high = (reach * 0.15, reach * 0.85) if central else (0, reach)
-    top, left = round(rng.uniform(low, high)), round(rng.uniform(low, high))
-    return picture[top : top + side, left : left + side]

@@ -14,7 +14,7 @@ from PIL import Image
 from kontext_model import KontextEditor, training
 from kontext_model.canvas import Canvas
 from kontext_model.checkpoint_maker import make_checkpoint
-from kontext_model.training.autoencoder import AutoencoderConfig, make_autoencoder, train_decoder
+from kontext_model.training.autoencoder import AutoencoderConfig, make_autoencoder
 from kontext_model.training.batches import sort_into_buckets
 from kontext_model.training.config import (
     ConfigError,
@@ -25,6 +25,7 @@ from kontext_model.training.config import (
     ValidationConfig,
     read_config,
 )  # fmt: skip
+from kontext_model.training.decoder import DecoderConfig, find_plain, reconstruction_loss, train_decoder
 from kontext_model.training.grid import draw_grid
 from kontext_model.training.latent_cache import LatentCache, encoder_digest
 from kontext_model.training.objective import (
@@ -233,15 +234,25 @@ def test_the_fitted_encoder_is_linear_and_keeps_most_of_a_picture() -> None:
 
 
 def test_a_killed_decoder_run_resumes_to_the_weights_of_an_unbroken_one(tmp_path: Path) -> None:
-    config = AutoencoderConfig(fit_samples=1, steps=4, batch=2, crop_px=32)
-    fresh = dict(make_autoencoder(config).named_parameters())
+    config = DecoderConfig(AutoencoderConfig(fit_samples=1), crop_steps=2, whole_steps=2, batch=2, crop_px=32)
+    fresh = dict(make_autoencoder(config.vae).named_parameters())
     whole = train_decoder(tmp_path / "whole", config, report=lambda line: None)
-    train_decoder(tmp_path / "parts", config, report=lambda line: None, until=2)
-    resumed = train_decoder(tmp_path / "parts", config, report=lambda line: None)
+    for stop in (1, 3, None):  # among the crops, among the whole pictures
+        resumed = train_decoder(tmp_path / "parts", config, report=lambda line: None, until=stop)
     for (name, one), other in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other), name
         assert name.startswith("decoder") or torch.equal(one, fresh[name]), f"{name} must stay as fitted"
     assert not torch.equal(whole.decoder.conv_in.weight, fresh["decoder.conv_in.weight"])
+
+
+def test_the_decoder_is_asked_above_all_for_a_plain_ground() -> None:
+    pixels = torch.ones(1, 3, 32, 32)
+    pixels[:, :, 8:24, 8:24] = torch.rand(1, 3, 16, 16)
+    assert find_plain(pixels)[0, 0, 2, 2] == 1 and find_plain(pixels)[0, 0, 16, 16] == 0
+    stained, blurred = pixels.clone(), pixels.clone()
+    stained[:, :, :3, :3] -= 0.1
+    blurred[:, :, 14:17, 14:17] -= 0.1
+    assert reconstruction_loss(stained, pixels) > reconstruction_loss(blurred, pixels) > 0
 
 
 def _config(folder: Path, start: Path, **changes: object) -> TrainingConfig:

@@ -1,0 +1,161 @@
+"""Trains the decoder of the wardrobe's VAE; the encoder stays as it was fitted.
+
+Owns what the decoder sees: crops first, many and different, then whole pictures, since its group normalisation divides
+by the statistics of all that it is given, and what it is given at work is never a crop. Resumes to the same weights.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kontext_model.training.autoencoder import LATENTS, AutoencoderConfig, make_autoencoder
+from kontext_model.training.run_state import Average, copy_weights, load_state, save_state, step_generator
+from kontext_model.training.schedule import learning_rate
+from kontext_model.wardrobe import draw
+
+POOL = 64
+"""Picture pairs kept to cut crops from; each step replaces one."""
+SIZES_PX = ((256, 256), (224, 304), (256, 256), (208, 320), (256, 256), (304, 224))
+PLAIN_PX, PLAIN_DELTA, PLAIN_SLACK = 5, 0.01, 0.008
+"""A pixel is plain where a window of 5 pixels around it varies by less than a level or two (-1..1 has 255 of them)."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The decoder's run: `crop_steps` of `batch` crops, then `whole_steps` of one whole picture.
+
+    `jitter` is the most noise that is put on the latents, which makes the decoder forgive small errors of the
+    transformer.
+    """
+
+    vae: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    crop_steps: int = 6000
+    crop_rate: float = 1.5e-3
+    crop_px: int = 64
+    batch: int = 8
+    whole_steps: int = 2500
+    whole_rate: float = 6e-4
+    warmup: int = 40
+    jitter: float = 0.35
+    decay: float = 0.99
+    seed: int = 1
+
+    @property
+    def steps(self) -> int:
+        return self.crop_steps + self.whole_steps
+
+    def rate(self, step: int) -> float:
+        """A cosine for the crops, another for the whole pictures."""
+        if step < self.crop_steps:
+            return learning_rate("cosine", self.crop_rate, step, self.crop_steps, self.warmup)
+        return learning_rate("cosine", self.whole_rate, step - self.crop_steps, self.whole_steps, self.warmup)
+
+
+def train_decoder(
+    folder: Path,
+    config: DecoderConfig,
+    report: Callable[[str], None] = print,
+    save_every_s: float = 60.0,
+    until: int | None = None,
+) -> Any:
+    """Train to the end or to step `until`, from where the folder's state ends.
+
+    Gives the VAE with the averaged decoder.
+    """
+    vae = make_autoencoder(config.vae).train()
+    vae.encoder.requires_grad_(False)
+    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=config.crop_rate, betas=(0.9, 0.98), weight_decay=1e-4)
+    average = Average(vae, config.decay)
+    start, stop = load_state(folder, vae, average, optimizer), min(until or config.steps, config.steps)
+    batches = draw_batches(config, start)
+    saved_s, began_s, running = time.monotonic(), time.monotonic(), 0.0
+    for step in range(start, stop):
+        pixels, generator = next(batches), step_generator(config.seed, step)
+        with torch.no_grad():
+            latents = vae.encoder(pixels)[:, :LATENTS]
+            level = torch.rand((len(latents), 1, 1, 1), generator=generator).square() * config.jitter
+            latents = latents + level * torch.randn(latents.shape, generator=generator)
+        restored = vae.decoder(latents)
+        loss = reconstruction_loss(restored, pixels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = config.rate(step)
+        optimizer.step()
+        average.update(vae, step)
+        decibels = 10 * torch.log10(4 / functional.mse_loss(restored.detach(), pixels)).item()
+        running = decibels if step == start else 0.97 * running + 0.03 * decibels
+        if step % 20 == 19:
+            pace_s = (time.monotonic() - began_s) / (step + 1 - start)
+            report(
+                f"decoder step {step + 1}/{config.steps}  loss {loss.item():.4f}  {running:.2f} dB"
+                f"  {pace_s:.2f} s/step  {pace_s * (config.steps - step - 1) / 60:.1f} min left"
+            )
+        if time.monotonic() - saved_s > save_every_s or step + 1 == stop:
+            save_state(folder, step + 1, vae, average, optimizer)
+            saved_s = time.monotonic()
+    copy_weights(vae, average.shadow)
+    return vae.eval()
+
+
+def reconstruction_loss(restored: Tensor, pixels: Tensor) -> Tensor:
+    """Absolute and squared error, the gradients' absolute error, which keeps edges sharp, and once more the error where
+    the picture is plain: on a plain ground the eye sees the faintest stain. Shapes: (B, 3, H, W) each, in -1..1.
+    """
+    error = restored - pixels
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    plain = find_plain(pixels)
+    stains = (functional.relu(error.abs() - PLAIN_SLACK) * plain).sum() / (3 * plain.sum() + 1)
+    return error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + 1.5 * stains
+
+
+def find_plain(pixels: Tensor) -> Tensor:
+    """Where a picture is of one colour: (B, 3, H, W) -> (B, 1, H, W), 1 or 0."""
+    highest, lowest = (functional.max_pool2d(sign * pixels, PLAIN_PX, 1, PLAIN_PX // 2) for sign in (1, -1))
+    return ((highest + lowest).amax(dim=1, keepdim=True) < PLAIN_DELTA).float()
+
+
+def draw_batches(config: DecoderConfig, start: int) -> Iterator[Tensor]:
+    """Batches of (B, 3, H, W) in -1..1 from step `start` on. What a step sees depends on the step alone."""
+    yield from cut_crops(config, start)
+    for step in range(max(start, config.crop_steps), config.steps):
+        photo, answer = _draw_pair(config.seed, step + POOL)
+        yield _as_pixels([photo if step % 8 == 0 else answer])
+
+
+def cut_crops(config: DecoderConfig, start: int) -> Iterator[Tensor]:
+    """The crops' part: one in eight of a photo, the others of answers, which are what a decoder is asked for."""
+    pool = (
+        [_draw_pair(config.seed, number) for number in range(start, start + POOL)] if start < config.crop_steps else []
+    )
+    for step in range(start, config.crop_steps):
+        rng = Random(f"{config.seed}/crops/{step}")
+        yield _as_pixels(
+            [_crop(rng, rng.choice(pool)[0 if number == 0 else 1], config.crop_px) for number in range(config.batch)]
+        )
+        pool = [*pool[1:], _draw_pair(config.seed, step + POOL)]
+
+
+def _draw_pair(seed: int, number: int) -> tuple[Any, Any]:
+    sample = draw(10_000_000 * seed + number, SIZES_PX[number % len(SIZES_PX)])
+    return np.asarray(sample.photo), np.asarray(sample.target)
+
+
+def _crop(rng: Random, picture: Any, side: int) -> Any:
+    """A crop on the grid of 8×8 patches, seldom of the empty margin."""
+    top, left = (8 * round((reach - side) * rng.uniform(0.08, 0.92) / 8) for reach in picture.shape[:2])
+    return picture[top : top + side, left : left + side]
+
+
+def _as_pixels(pictures: list[Any]) -> Tensor:
+    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return stacked.float().div_(127.5).sub_(1.0).contiguous()
