@@ -5,7 +5,7 @@ wait for workers: a change is in SQL when the call returns, and claims look ther
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
@@ -109,6 +109,23 @@ def retry(
             bad_rows += len(page) - len(ids)
             if ids:
                 moved += _restart(engine, batch_id, ids)
+        return Change(_find(looking, batch_id), moved > 0, moved, bad_rows)
+
+
+def retry_jobs(engine: Engine, batch_id: str, chosen: Iterable[Sequence[int]]) -> Change:
+    """Set these jobs of a batch pending again, chunk by chunk, as `retry` does; others of them are left.
+
+    Raises ControlError.
+    """
+    moved = bad_rows = 0
+    with reading(engine).connect() as looking:
+        _find(looking, batch_id)
+        for ids in chosen:
+            found = queries.restartable(looking, batch_id, ids)
+            wanted = [job_id for job_id, good in found if good]
+            bad_rows += len(found) - len(wanted)
+            if wanted:
+                moved += _restart(engine, batch_id, wanted)
         return Change(_find(looking, batch_id), moved > 0, moved, bad_rows)
 
 

@@ -4,7 +4,7 @@ Owns what may be decided of which job. A regenerated picture is a sibling row: t
 own key in the store; the earlier ones stay. Refuses to touch a picture. Each may be asked any number of times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Engine
@@ -85,6 +85,23 @@ def regenerate(engine: Engine, job_id: int, seed: int | None = None) -> NewTake:
         chosen = (max(take.seed for take in takes) + 1) % (SEED_MAX + 1) if seed is None else seed
         number = takes[-1].take + 1
         return NewTake(queries.add_take(connection, job_id, take=number, seed=chosen), number, chosen)
+
+
+def regenerate_all(engine: Engine, chosen: Iterable[Sequence[int]], *, most: int) -> tuple[int, int]:
+    """Ask for another take of each of these jobs' rows, of so many at most; gives how many were asked for, and not."""
+    made = refused = 0
+    for ids in chosen:
+        for job_id in ids:
+            if made >= most:
+                refused += 1
+                continue
+            try:
+                regenerate(engine, job_id)
+            except DecisionError:
+                refused += 1
+            else:
+                made += 1
+    return made, refused
 
 
 def _find(engine: Engine, job_id: int) -> tuple[list[Take], Take]:

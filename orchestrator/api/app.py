@@ -11,6 +11,7 @@ from importlib.metadata import version
 import uvicorn
 from fastapi import APIRouter, FastAPI
 
+from orchestrator import dashboard
 from orchestrator.api import health, reference, sign_in
 from orchestrator.api.access import Gate
 from orchestrator.api.headers import SecurityHeaders, security_headers
@@ -27,6 +28,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     sign_in.public,
     sign_in.router,
     reference.router,
+    *dashboard.ROUTERS,
 )
 
 

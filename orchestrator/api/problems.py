@@ -86,14 +86,20 @@ def problem_response(problem: Problem) -> JSONResponse:
     return JSONResponse(body, status_code=problem.status, headers=headers, media_type=MEDIA_TYPE)
 
 
+TOLD: tuple[type[Exception], ...] = (
+    Problem, HTTPException, RequestValidationError, ControlError, BatchError, CatalogueError, OptionError,
+    CheckpointError, StorageError, DBAPIError, RedisError,
+)  # fmt: skip
+"""The errors that `translate` knows."""
+
+
 def install_problems(app: FastAPI) -> None:
     """Make every error of the application a problem."""
 
     async def tell(request: Request, error: Exception) -> JSONResponse:
-        return problem_response(_translate(error))
+        return problem_response(translate(error))
 
-    told = (Problem, HTTPException, RequestValidationError, ControlError, BatchError, CatalogueError, OptionError)
-    for kind in (*told, CheckpointError, StorageError, DBAPIError, RedisError):
+    for kind in TOLD:
         app.add_exception_handler(kind, tell)
     app.add_exception_handler(Exception, _tell_unexpected)
 
@@ -135,7 +141,8 @@ async def _tell_unexpected(request: Request, error: Exception) -> JSONResponse:
     return problem_response(Problem(500, "internal_error", detail, headers=request.app.state.error_headers))
 
 
-def _translate(error: Exception) -> Problem:
+def translate(error: Exception) -> Problem:
+    """The problem that one of the errors of TOLD is."""
     match error:
         case Problem():
             return error
@@ -145,7 +152,7 @@ def _translate(error: Exception) -> Problem:
             code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_").replace("'", "")
             return Problem(error.status_code, code, str(error.detail), headers=error.headers)
         case ControlError():
-            missing = str(error).startswith("there is no batch")
+            missing = str(error).startswith(("there is no batch", "there is no job"))
             return Problem(404, "not_found", str(error)) if missing else Problem(409, "conflict", str(error))
         case BatchError():
             missing = str(error).startswith("there is no batch")

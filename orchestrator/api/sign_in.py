@@ -3,19 +3,19 @@
 Owns the only changing routes that answer strangers. The page that asks for a key is the plainest that works.
 """
 
-from html import escape
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.responses import RedirectResponse, Response
 
 from orchestrator.api.access import Reader, open_router, safe_target, set_session
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open
+from orchestrator.dashboard.door import show_door
 
 public = APIRouter(include_in_schema=False)
 router = open_router(include_in_schema=False)
-_REFUSED = "this key or link is not valid: unknown, revoked, expired, or a link that was used before"
+_REFUSED = "This key or link is not valid: unknown, revoked, expired, or a link that was used before"
 
 
 @public.get("/sign-in")
@@ -28,12 +28,7 @@ def show_sign_in(
     """Spend the one-time token of a link, or ask for a key."""
     if token is not None:
         return _sign_in(request, opened, token, target)
-    return HTMLResponse(
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Sign in · Kontext Batch</title>"
-        "<form method=post action=/sign-in><label>API key "
-        "<input type=password name=secret autocomplete=current-password required autofocus></label>"
-        f'<input type=hidden name=next value="{escape(safe_target(target))}"><button>Sign in</button></form></html>'
-    )
+    return show_door(request, safe_target(target))
 
 
 @public.post("/sign-in")
@@ -58,6 +53,8 @@ def sign_out(_: Reader, opened: Open) -> Response:
 def _sign_in(request: Request, opened: Open, secret: str, target: str | None) -> Response:
     value = opened.sessions.open(secret.strip())
     if value is None:
+        if "text/html" in request.headers.get("accept", ""):
+            return show_door(request, safe_target(target), _REFUSED)
         raise Problem(401, "unauthorized", _REFUSED)
     response = RedirectResponse(safe_target(target), status_code=303)
     set_session(request, response, value)

@@ -81,13 +81,13 @@ def create_batch(connection: Connection, batch: Mapping[str, Any]) -> bool:
 def read_batch(connection: Connection, batch_id: str) -> Batch | None:
     """One batch, or None."""
     row = connection.execute(select(batches).where(batches.c.id == batch_id)).mappings().one_or_none()
-    return None if row is None else _batch(row)
+    return None if row is None else as_batch(row)
 
 
 def list_batches(connection: Connection, *, limit: int) -> list[Batch]:
     """The newest batches."""
     statement = select(batches).order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit)
-    return [_batch(row) for row in connection.execute(statement).mappings()]
+    return [as_batch(row) for row in connection.execute(statement).mappings()]
 
 
 def open_batches(connection: Connection) -> list[Batch]:
@@ -97,7 +97,7 @@ def open_batches(connection: Connection) -> list[Batch]:
         .where(batches.c.ended_at.is_(None), batches.c.status.in_(OPEN_BATCH))
         .order_by(batches.c.priority.desc(), batches.c.created_at, batches.c.id)
     )
-    return [_batch(row) for row in connection.execute(statement).mappings()]
+    return [as_batch(row) for row in connection.execute(statement).mappings()]
 
 
 def read_clock(connection: Connection) -> float:
@@ -119,7 +119,7 @@ def find_open_request(connection: Connection, request: str) -> Batch | None:
         .limit(1)
     )
     row = connection.execute(statement).mappings().one_or_none()
-    return None if row is None else _batch(row)
+    return None if row is None else as_batch(row)
 
 
 def note_ingested(
@@ -245,7 +245,8 @@ def stream_jobs(connection: Connection, batch_id: str, *, states: Sequence[JobSt
         after = (rows[-1]["line"], rows[-1]["take"])
 
 
-def _batch(row: RowMapping) -> Batch:
+def as_batch(row: RowMapping) -> Batch:
+    """A batch from a row of all its columns."""
     values = {field.name: row[field.name] for field in fields(Batch)}
     values |= {
         "columns": tuple(json.loads(row["columns"])),

@@ -147,6 +147,16 @@ def match_jobs(
         after = (rows[-1].line, rows[-1].take)
 
 
+def restartable(connection: Connection, batch_id: str, ids: Sequence[int]) -> list[tuple[int, bool]]:
+    """Those of these jobs that are the batch's, and failed or cancelled: (id, whether its row was good)."""
+    statement = select(jobs.c.id, jobs.c.recipe_id.is_not(None)).where(
+        jobs.c.batch_id == batch_id,
+        jobs.c.id.in_(ids),
+        jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)),
+    )
+    return [(job_id, bool(good)) for job_id, good in connection.execute(statement.order_by(jobs.c.id))]
+
+
 def reopen_batch(connection: Connection, batch_id: str) -> bool:
     """Let a batch take up ended jobs again: set it running if it had ended, drop a deadline that has passed.
 

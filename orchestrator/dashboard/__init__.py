@@ -1,0 +1,24 @@
+"""The dashboard: pages for people, rendered on the server and legible without scripts.
+
+Owns what is shown and how it is worded. Refuses to decide anything: its forms ask the rooms that the API asks.
+"""
+
+from orchestrator.dashboard import (
+    access_pages,
+    batch_actions,
+    batch_list,
+    batch_page,
+    fleet,
+    job_page,
+    live,
+    overview,
+    pictures,
+    sheet,
+    static_files,
+)
+
+ROUTERS = (
+    static_files.public, overview.router, batch_list.router, batch_page.router, batch_actions.router, sheet.router,
+    job_page.router, pictures.router, live.router, fleet.router, access_pages.router,
+)  # fmt: skip
+"""What the application includes."""

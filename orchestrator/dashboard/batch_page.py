@@ -1,0 +1,225 @@
+"""One batch: its progress, rate and failures, live; its jobs, filtered and page by page; the list as CSV."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy import Connection
+
+from orchestrator.api.access import Reader
+from orchestrator.batches import BatchError
+from orchestrator.dashboard import charts
+from orchestrator.dashboard.batch_list import Pages, Tab
+from orchestrator.dashboard.figures import rate_per_s, remaining_s
+from orchestrator.dashboard.job_card import JobCard, job_card
+from orchestrator.dashboard.job_filter import Filter, UrlFilter
+from orchestrator.dashboard.page import page_router, render
+from orchestrator.dashboard.services import Kept, Services
+from orchestrator.dashboard.wording import last_part, moment, plural, share
+from orchestrator.manifest import describe
+from orchestrator.redaction import redact, redact_cell
+from orchestrator.state import queries
+from orchestrator.state.database import reading
+from orchestrator.state.queries import Batch, BatchCounts, pages
+from orchestrator.state.queries.pages import FailureGroup
+from orchestrator.state.transitions import JobState
+
+router = page_router()
+PAGE_JOBS = 50
+# Of a batch that ran for weeks, the chart shows so many intervals.
+CHART_COLUMNS = 60
+CSV_COLUMNS = (
+    "custom_id", "line", "take", "state", "decision", "code", "message", "result", "sha256", "seed", "attempts",
+    "seconds", "reused", "image",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Group:
+    """Failures of one code, and whether trying again can help."""
+
+    code: str
+    message: str
+    count: int
+    can_retry: bool
+
+
+@dataclass(frozen=True)
+class BatchView:
+    """All that the page shows."""
+
+    title: str
+    now: float
+    id: str
+    name: str
+    status: str
+    open: bool
+    reason: str | None
+    counts: BatchCounts
+    per_min: float | None
+    eta_s: float | None
+    took_s: float | None
+    seconds_per_image: float | None
+    approved: int
+    rejected: int
+    chart: charts.Throughput | None
+    facts: tuple[tuple[str, str], ...]
+    failures: tuple[Group, ...]
+    filter: UrlFilter
+    query: str
+    without_code: str
+    tabs: tuple[Tab, ...]
+    jobs: tuple[JobCard, ...]
+    pages: Pages
+
+
+@router.get("/batches/{batch_id}")
+def show_batch(
+    caller: Reader,
+    request: Request,
+    kept: Services,
+    batch_id: str,
+    filter_: Filter,
+    part: Annotated[str, Query(max_length=10)] = "",
+) -> Response:
+    """A batch, or one of the two parts of it that change by themselves."""
+    template = {"live": "parts/batch_live.html", "jobs": "parts/batch_jobs.html"}.get(part, "batch.html")
+    view = look(kept, batch_id, filter_, live=part != "jobs", jobs=part != "live")
+    return render(request, caller, template, view, part=part)
+
+
+@router.get("/batches/{batch_id}/jobs.csv")
+def export_jobs(_: Reader, kept: Services, batch_id: str, filter_: Filter) -> Response:
+    """The jobs that match as CSV, streamed."""
+    with reading(kept.opened.engine).connect() as connection:
+        batch = find_batch(connection, batch_id)
+    name = f"{batch.id}{'-' + filter_.state if filter_.state else ''}.csv"
+    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(_csv(kept, batch, filter_), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def find_batch(connection: Connection, batch_id: str) -> Batch:
+    """A batch. Raises BatchError when there is none of that id."""
+    batch = queries.read_batch(connection, batch_id)
+    if batch is None:
+        raise BatchError(f"there is no batch {batch_id[:80]!r}")
+    return batch
+
+
+def look(kept: Kept, batch_id: str, filter_: UrlFilter, *, live: bool = True, jobs: bool = True) -> BatchView:
+    """How a batch stands. Raises BatchError. What a part does not show is not read."""
+    with reading(kept.opened.engine).connect() as connection:
+        # The status first: counts read after the end are final.
+        batch = find_batch(connection, batch_id)
+        now_s = queries.read_clock(connection)
+        counts = kept.counts.of(connection, [batch])[batch.id]
+        rows = (
+            pages.page_jobs(connection, batch.id, filter_.wanted, limit=PAGE_JOBS + 1, after=filter_.cursor())
+            if jobs
+            else []
+        )
+        decisions: Mapping[str, int] = queries.count_decisions(connection, batch.id) if live else {}
+        failures = pages.group_failures(connection, [batch.id]) if live else []
+        chart = _chart(connection, batch, counts, now_s) if live else None
+        spent = queries.stage_seconds(connection, batch.id) if live else {}
+        per_s = rate_per_s(connection, [batch], now_s).get(batch.id) if live and batch.ended_at is None else None
+    took_s = batch.ended_at - batch.started_at if batch.ended_at and batch.started_at else None
+    made = counts.succeeded - counts.reused
+    if took_s and made:
+        per_s = made / max(took_s, 1.0)
+    shown = rows[:PAGE_JOBS]
+    last = f"{shown[-1]['line']}.{shown[-1]['take']}" if len(rows) > PAGE_JOBS else ""
+    name = last_part(redact(batch.catalogue))
+    base = f"/batches/{batch.id}"
+    told = share(counts.ended, counts.total) if batch.ended_at is None else f"{batch.status}:"
+    first, after = base + filter_.query() + "#jobs", base + filter_.query(after=last) + "#jobs"
+    return BatchView(
+        title=f"{told} {name} · Kontext Batch",
+        now=now_s, id=batch.id, name=name, status=batch.status, open=batch.ended_at is None,
+        reason=redact(batch.reason) if batch.reason else None, counts=counts,
+        per_min=per_s * 60 if per_s else None, eta_s=remaining_s(counts, per_s), took_s=took_s,
+        seconds_per_image=sum(spent.values()) / made if made else None,
+        approved=decisions.get("approved", 0), rejected=decisions.get("rejected", 0), chart=chart,
+        facts=_facts(batch), failures=tuple(map(_group, failures)), filter=filter_,
+        query=filter_.query(after=filter_.after), without_code=base + filter_.query(code="", state=""),
+        tabs=_tabs(base, filter_, counts), jobs=tuple(job_card(row) for row in shown),
+        pages=Pages(first if filter_.after else "", after if last else ""),
+    )  # fmt: skip
+
+
+def _group(group: FailureGroup) -> Group:
+    return Group(group.code, group.message, group.count, group.good > 0)
+
+
+def _tabs(base: str, filter_: UrlFilter, counts: BatchCounts) -> tuple[Tab, ...]:
+    """All, and each state that there is."""
+    found = [Tab("All", base + filter_.query(state="", code=""), not filter_.state, counts.total)]
+    for state in charts.ORDER:
+        count = getattr(counts, state)
+        if count or filter_.state == state:
+            href = base + filter_.query(state=state, code=filter_.code if state == JobState.FAILED else "")
+            found.append(Tab(state.value.capitalize(), href, filter_.state == state, count))
+    return tuple(found)
+
+
+def _facts(batch: Batch) -> tuple[tuple[str, str], ...]:
+    """What was asked, and where it lies."""
+    asked = {name: redact(str(value)) for name, value in batch.options.items() if name != "lora_sha256"}
+    prompt = asked.pop("prompt", None)
+    found = {
+        "Catalogue": redact(batch.catalogue), "Results": redact(batch.results_uri),
+        **({"Prompt": prompt[:300]} if prompt else {}),
+        **{name.replace("_", " ").capitalize(): value for name, value in asked.items()},
+        "Priority": str(batch.priority), "Checkpoint": batch.revision[:12], "Numerics": batch.numerics,
+        "Made": moment(batch.created_at),
+        **({"Deadline": moment(batch.deadline_at)} if batch.deadline_at else {}),
+        **({"Asked again": plural(batch.reopened, "time")} if batch.reopened else {}),
+    }  # fmt: skip
+    return tuple(found.items())
+
+
+def _chart(connection: Connection, batch: Batch, counts: BatchCounts, now_s: float) -> charts.Throughput | None:
+    """From the first end after the start to the last one, or to now."""
+    if not counts.ended:
+        return None
+    from_s = batch.started_at or batch.created_at
+    to_s = min(batch.ended_at or now_s, now_s)
+    step_s = charts.choose_step(max(1.0, to_s - from_s), CHART_COLUMNS)
+    from_s = from_s // step_s * step_s
+    ends = pages.count_ends(connection, [batch.id], from_s=from_s, step_s=step_s)
+    return charts.throughput(ends, from_s, (to_s // step_s + 1) * step_s, step_s) if ends else None
+
+
+def _csv(kept: Kept, batch: Batch, filter_: UrlFilter) -> Iterator[str]:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, CSV_COLUMNS, extrasaction="ignore")
+    writer.writeheader()
+    after: tuple[int, int] | None = None
+    while True:
+        with reading(kept.opened.engine).connect() as connection:
+            rows = pages.page_jobs(connection, batch.id, filter_.wanted, limit=1000, after=after)
+        for row in rows:
+            writer.writerow(_cells(describe(row, batch.revision)))
+        yield stream.getvalue()
+        stream.seek(0)
+        stream.truncate()
+        if len(rows) < 1000:
+            return
+        after = (rows[-1]["line"], rows[-1]["take"])
+
+
+def _cells(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Texts that a spreadsheet would run as a formula are quoted."""
+    cells = {name: "" if value is None else value for name, value in told.items()}
+    return {
+        name: f"'{value}"
+        if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t")
+        else redact_cell(value)
+        if isinstance(value, str)
+        else value
+        for name, value in cells.items()
+    }

@@ -1,0 +1,71 @@
+"""A job as pages show it: its name, its state in words, and which pictures there are. Pure."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import RowMapping
+
+from orchestrator.redaction import redact_cell
+from orchestrator.state.transitions import ACTIVE, JobState
+
+STAGES = ("encode", "sample", "decode")
+
+
+@dataclass(frozen=True)
+class JobCard:
+    """One job, ready for a template."""
+
+    id: int
+    name: str
+    line: int
+    take: int
+    state: str
+    state_text: str
+    decision: str | None
+    code: str | None
+    message: str
+    seconds: float | None
+    ended_at: float | None
+    seed: int
+    reused: bool
+    good: bool
+    has_source: bool
+    has_result: bool
+    no_source: str
+    no_result: str
+
+    @property
+    def moving(self) -> bool:
+        """Whether it will change by itself."""
+        return self.state in ACTIVE
+
+    def may(self, action: str) -> bool:
+        """Whether approve, reject, regenerate or retry can be asked of it."""
+        if action in ("approve", "reject"):
+            return self.state == JobState.SUCCEEDED
+        if action == "regenerate":
+            return self.good and not self.moving
+        return self.good and self.state in (JobState.FAILED, JobState.CANCELLED)
+
+
+def job_card(job: RowMapping) -> JobCard:
+    """A row of the jobs as a card."""
+    state, image = JobState(job["state"]), job["image"] or ""
+    web = "://" in image and not image.startswith("s3://")
+    spent = [job[f"{stage}_s"] for stage in STAGES if job[f"{stage}_s"] is not None]
+    held = state in (JobState.QUEUED, JobState.RUNNING)
+    unreadable = state is JobState.FAILED and (job["code"] or "").startswith("image_")
+    why = "missing" if job["code"] == "image_missing" else "unreadable" if unreadable else "no image"
+    return JobCard(
+        id=job["id"], name=redact_cell(job["custom_id"] or "") or f"line {job['line']}", line=job["line"],
+        take=job["take"], state=state, state_text=f"{state}: {job['stage']}" if held else state.value,
+        decision=job["decision"], code=job["code"], message=job["message"] or "",
+        seconds=sum(spent) if spent else None, ended_at=job["ended_at"], seed=job["seed"], reused=bool(job["reused"]),
+        good=job["recipe_id"] is not None, has_source=bool(image) and not web and not unreadable,
+        has_result=job["result"] is not None,
+        no_source="on the web" if web and not unreadable else why, no_result=_absent(state),
+    )  # fmt: skip
+
+
+def _absent(state: JobState) -> str:
+    """What stands where there is no result."""
+    return {JobState.FAILED: "failed", JobState.CANCELLED: "cancelled", JobState.RUNNING: "in work"}.get(state, "waits")

@@ -1,0 +1,200 @@
+"""The overview: whether all is well and why not, how fast it goes, what failed today, how the last nights went."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from fastapi import Query, Request, Response
+from sqlalchemy import Connection
+
+from orchestrator.api.access import Reader
+from orchestrator.api.health import NotReady, check_broker
+from orchestrator.dashboard import charts
+from orchestrator.dashboard.figures import rate_per_s, remaining_s
+from orchestrator.dashboard.page import page_router, render
+from orchestrator.dashboard.services import Kept, Services
+from orchestrator.dashboard.wording import duration, last_part, plural
+from orchestrator.redaction import redact
+from orchestrator.state import queries
+from orchestrator.state.database import reading
+from orchestrator.state.queries import Batch, BatchCounts, Worker, pages
+from orchestrator.state.transitions import BatchStatus, JobState, Stage
+
+router = page_router()
+DAY_S = 86_400.0
+CHART_S, CHART_STEP_S = 3600.0, 60.0
+OPEN_SHOWN, NIGHTS_SHOWN, FAILURES_SHOWN = 8, 6, 8
+# Bells come within a second; a queue that stands for so long is heard by nobody.
+STANDING_S = 60.0
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """A batch as lists show it."""
+
+    id: str
+    name: str
+    status: str
+    reason: str | None
+    counts: BatchCounts
+    created_at: float
+    ended_at: float | None
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Health:
+    """One word for how it goes: ok, warn or bad; and why."""
+
+    level: str
+    title: str
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What waits at a stage, and who serves it."""
+
+    stage: str
+    queued: int
+    running: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Failed jobs of one batch and code."""
+
+    batch_id: str
+    batch_name: str
+    code: str
+    message: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All that the page shows."""
+
+    title: str
+    now: float
+    health: Health
+    per_min: float
+    to_do: int
+    eta_s: float | None
+    workers: int
+    failed_today: int
+    chart: charts.Throughput
+    chart_span_s: float
+    open: tuple[BatchRow, ...]
+    queues: tuple[Queue, ...]
+    failures: tuple[Failures, ...]
+    nights: tuple[BatchRow, ...]
+
+
+@router.get("/")
+def show_overview(
+    caller: Reader, request: Request, kept: Services, part: Annotated[str, Query(max_length=10)] = ""
+) -> Response:
+    """The overview, or the part of it that changes by itself."""
+    view = look(kept)
+    return render(request, caller, "parts/overview_live.html" if part else "overview.html", view, part=part)
+
+
+def look(kept: Kept) -> Overview:
+    """How all of it stands."""
+    with reading(kept.opened.engine).connect() as connection:
+        now_s = queries.read_clock(connection)
+        recent = pages.recent_batches(connection, since_s=DAY_S)
+        open_batches = [batch for batch in recent if batch.ended_at is None]
+        ended = pages.ended_batches(connection, limit=NIGHTS_SHOWN)
+        counts = kept.counts.of(connection, [*open_batches, *ended])
+        rates = rate_per_s(connection, open_batches, now_s)
+        workers = queries.live_workers(connection, lease_s=kept.opened.settings.lease_s)
+        depths = pages.queue_depths(connection)
+        failures = _failures(connection, recent, now_s - DAY_S)
+        chart = _chart(connection, recent, now_s)
+        late = queries.units_queued(connection, older_than_s=STANDING_S, unit_size=1)
+    to_do = sum(counts[batch.id].total - counts[batch.id].ended for batch in open_batches)
+    per_s = sum(rates.values())
+    rows = [replace(batch_row(batch, counts[batch.id]), eta_s=remaining_s(counts[batch.id], rates.get(batch.id)))
+            for batch in open_batches]  # fmt: skip
+    health = judge(_broker_problem(kept), workers, open_batches, to_do, sum(late.values()))
+    share = f"{to_do:,} to do" if to_do else "nothing to do"
+    return Overview(
+        title=f"{share} · Kontext Batch", now=now_s, health=health, per_min=per_s * 60, to_do=to_do,
+        eta_s=to_do / per_s if per_s and to_do else None, workers=len(workers),
+        failed_today=sum(group.count for group in failures), chart=chart, chart_span_s=CHART_S,
+        open=tuple(rows[:OPEN_SHOWN]), queues=_queues(depths, workers), failures=tuple(failures[:FAILURES_SHOWN]),
+        nights=tuple(batch_row(batch, counts[batch.id]) for batch in ended),
+    )  # fmt: skip
+
+
+def judge(
+    broker_problem: str | None, workers: Sequence[Worker], open_batches: Sequence[Batch], to_do: int, standing: int
+) -> Health:
+    """Whether all is well, and if not, why: what stops everything first."""
+    bad = [broker_problem] if broker_problem else []
+    running = [batch for batch in open_batches if batch.status == BatchStatus.RUNNING]
+    if to_do and running and not workers:
+        bad.append("no worker is alive, so nothing is made; start one: kontext worker --stages encode,sample,decode")
+    missing = [stage.value for stage in Stage if workers and not any(stage in w.stages.split(",") for w in workers)]
+    if running and missing:
+        bad.append(f"no worker serves {' and '.join(missing)}")
+    alive = {(worker.revision, worker.numerics) for worker in workers}
+    orphans = [batch for batch in running if workers and (batch.revision, batch.numerics) not in alive]
+    if orphans:
+        bad.append(f"{plural(len(orphans), 'batch is', 'batches are')} pinned to a checkpoint that no worker holds")
+    warn = [f"{last_part(batch.catalogue)} is paused: {redact(batch.reason or 'by request')}"
+            for batch in open_batches if batch.status == BatchStatus.PAUSED]  # fmt: skip
+    if standing and workers and not bad:
+        warn.append(f"{plural(standing, 'job')} have waited in a queue for over {duration(STANDING_S)}")
+    if bad:
+        return Health("bad", "Work stands still" if to_do else "Something is wrong", tuple(bad + warn))
+    if warn:
+        return Health("warn", "Working, with something to look at" if running else "Nothing moves", tuple(warn))
+    if running:
+        return Health("ok", "All is well", (f"{plural(len(running), 'batch', 'batches')} running on "
+                                            f"{plural(len(workers), 'worker')}",))  # fmt: skip
+    return Health("ok", "All is well", ("nothing to do; a batch that is submitted starts at once",))
+
+
+def _broker_problem(kept: Kept) -> str | None:
+    try:
+        check_broker(kept.opened.broker)
+    except NotReady as problem:
+        return str(problem)
+    return None
+
+
+def batch_row(batch: Batch, counts: BatchCounts) -> BatchRow:
+    """A batch as lists show it; its texts without secrets."""
+    return BatchRow(
+        batch.id, last_part(redact(batch.catalogue)), batch.status, redact(batch.reason or "") or None, counts,
+        batch.created_at, batch.ended_at,
+    )  # fmt: skip
+
+
+def _queues(depths: Mapping[tuple[str, str], int], workers: Sequence[Worker]) -> tuple[Queue, ...]:
+    return tuple(
+        Queue(
+            stage, depths.get((JobState.QUEUED, stage), 0), depths.get((JobState.RUNNING, stage), 0),
+            sum(stage in worker.stages.split(",") for worker in workers),
+        )
+        for stage in Stage
+    )  # fmt: skip
+
+
+def _failures(connection: Connection, recent: Sequence[Batch], since: float) -> list[Failures]:
+    names = {batch.id: last_part(redact(batch.catalogue)) for batch in recent}
+    groups = pages.group_failures(connection, list(names), limit=200, since=since)
+    return [Failures(group.batch_id, names[group.batch_id], group.code, group.message, group.count) for group in groups]
+
+
+def _chart(connection: Connection, recent: Sequence[Batch], now_s: float) -> charts.Throughput:
+    """The last hour, minute by minute."""
+    to_s = (now_s // CHART_STEP_S + 1) * CHART_STEP_S
+    from_s = to_s - CHART_S
+    moving = [batch.id for batch in recent if batch.ended_at is None or batch.ended_at >= from_s]
+    ends = pages.count_ends(connection, moving, from_s=from_s, step_s=CHART_STEP_S)
+    return charts.throughput(ends, from_s, to_s, CHART_STEP_S)

@@ -1,0 +1,260 @@
+"""The pages as a browser without scripts meets them: what they show, what their forms do, what they refuse."""
+
+import html
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from PIL import Image
+from sqlalchemy import Engine, update
+from starlette.testclient import TestClient
+
+from orchestrator.access.keys import create_key
+from orchestrator.access.scopes import Scope
+from orchestrator.api.app import build_app
+from orchestrator.settings import Settings
+from orchestrator.state import queries
+from orchestrator.state.bulk import insert_jobs
+from orchestrator.state.queries import Failed, Finished, Group
+from orchestrator.state.tables import jobs
+from orchestrator.state.transitions import BatchStatus, Stage
+from tests.integration.seeding import RECIPE, REVISION, Seeder, job_row
+
+ENCODE = Group(Stage.ENCODE, RECIPE, "", REVISION)
+BODY = {
+    "prompt": "press it", "negative_prompt": None, "true_cfg": 1.0, "steps": 8, "guidance": 2.5, "sampler": "euler",
+    "fit": "pad", "width": None, "height": None,
+}  # fmt: skip
+PAGES = ("/", "/batches", "/batches/b", "/batches/b/sheet", "/jobs/1", "/jobs/3", "/workers", "/presets", "/keys",
+         "/audit", "/batches/b?state=failed&code=unavailable", "/batches?status=open&q=cat")  # fmt: skip
+
+
+@pytest.fixture
+def app(engine: Engine, tmp_path: Path) -> FastAPI:
+    url = engine.url.render_as_string(hide_password=False)
+    return build_app(Settings(home=tmp_path, database_url=url, broker_url="redis://127.0.0.1:1/0"))
+
+
+@pytest.fixture
+def enter(app: FastAPI, engine: Engine) -> Iterator[Callable[[Scope], TestClient]]:
+    """Signs a browser in with a scope; its forms' token goes with every request."""
+    opened = ExitStack()
+
+    def enter(scope: Scope = Scope.ADMIN) -> TestClient:
+        client = opened.enter_context(TestClient(app, follow_redirects=False, raise_server_exceptions=True))
+        secret = create_key(engine, "anna", scope).secret
+        assert client.post("/sign-in", data={"secret": secret}).status_code == 303
+        token = re.search(r'data-csrf="([^"]+)"', client.get("/presets").text)
+        assert token is not None
+        client.headers.update({"x-csrf-token": token[1], "accept": "text/html"})
+        return client
+
+    with opened:
+        yield enter
+
+
+@pytest.fixture
+def client(enter: Callable[[Scope], TestClient]) -> TestClient:
+    return enter(Scope.ADMIN)
+
+
+@pytest.fixture
+def batch(seed: Seeder, tmp_path: Path) -> Seeder:
+    """Batch b: two pictures, a failure that may go away, one that will not, one job in work, one that waits."""
+    photo = io.BytesIO()
+    Image.new("RGB", (640, 480), "teal").save(photo, "PNG")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").write_bytes(photo.getvalue())
+    result = tmp_path / "photos" / "result.png"
+    result.write_bytes(photo.getvalue())
+    seed.batch(jobs=5, image_root=str(tmp_path / "photos"))
+    with seed.engine.begin() as connection:
+        queries.add_recipes(connection, {RECIPE: json.dumps(BODY)})
+        bad = job_row("b", 6, None, state="failed", ended_at=1.0, code="bad_steps", message="line 6, column steps: no")
+        insert_jobs(connection, [bad])
+    seed.do(queries.dispatch, "b", 4)
+    unit = seed.claim(ENCODE, 3)
+    done = [Finished(job.id, job.attempt, 0.5, str(result), "5" * 64, "640x480") for job in unit[:2]]
+    seed.do(queries.succeed, Stage.ENCODE, done)
+    seed.do(queries.fail, Stage.ENCODE, [Failed(unit[2].id, 0, 0.1, "unavailable", "the <b>shop</b> does not answer")])
+    seed.claim(ENCODE, 1)
+    return seed
+
+
+def test_every_page_is_whole_keeps_to_its_own_policy_and_links_to_pages_there_are(
+    client: TestClient, batch: Seeder
+) -> None:
+    followed = set()
+    for path in PAGES:
+        answer = client.get(path)
+        assert answer.status_code == 200, path
+        assert answer.text.rstrip().endswith("</html>") and "<h1>" in answer.text
+        assert not re.search(r"<script(?![^>]*\bsrc=)|\sstyle=|\son[a-z]+=", answer.text), "inline scripts and styles"
+        followed |= {html.unescape(link) for link in re.findall(r'(?:href|src)="(/[^"]*)"', answer.text)}
+    for link in followed:
+        if not link.startswith(("/new", "/schedules")):
+            assert client.get(link).status_code in (200, 404 if "source.webp" in link else 200), link
+
+
+def test_what_is_not_there_is_told_as_a_page(client: TestClient, batch: Seeder) -> None:
+    for path in ("/batches/none", "/jobs/999999", "/batches/b?state=lost", "/batches/b?after=x"):
+        answer = client.get(path)
+        assert answer.status_code in (404, 422) and "<h1>" in answer.text and "Overview" in answer.text
+
+
+def test_texts_of_catalogues_are_text(client: TestClient, batch: Seeder) -> None:
+    batch.do(lambda connection: connection.execute(update(jobs).values(custom_id="<script>alert(1)</script>")
+                                                   .where(jobs.c.id == 3)))  # fmt: skip
+    for path in ("/batches/b", "/batches/b/sheet", "/jobs/3"):
+        text = client.get(path).text
+        assert "<script>alert" not in text and "<b>shop" not in text
+
+
+def test_a_batch_shows_counts_that_sum_and_failures_grouped(client: TestClient, batch: Seeder) -> None:
+    text = _words(client.get("/batches/b").text)
+    for told in ("2 succeeded", "2 failed", "1 running", "1 pending", "4 of 6 ended", "unavailable", "Retry 1"):
+        assert told in text
+    assert "correct the catalogue" in text, "a bad row cannot be tried again"
+
+
+def test_filters_stand_in_the_address_and_narrow_the_list(client: TestClient, batch: Seeder) -> None:
+    def names(query: str) -> list[str]:
+        return re.findall(r'class="name" href="/jobs/(\d+)"', client.get(f"/batches/b{query}").text)
+
+    assert names("") == ["1", "2", "3", "4", "5", "6"]
+    assert names("?state=failed") == ["3", "6"]
+    assert names("?state=failed&code=unavailable") == ["3"]
+    assert names("?q=PHOTO-2") == ["2"]
+    assert names("?decision=approved") == []
+    assert names("?after=4.1") == ["5", "6"]
+
+
+def test_a_group_is_retried_by_its_button(client: TestClient, batch: Seeder) -> None:
+    answer = client.post("/batches/b/retry", data={"code": "unavailable"})
+    assert answer.status_code == 303 and answer.headers["location"] == "/batches/b"
+    assert "1 job to be tried again" in client.get("/batches/b").text
+    assert batch.row(3)["state"] == "pending" and batch.row(6)["state"] == "failed"
+    assert "1 job to be tried again" not in client.get("/batches/b").text, "it is said once"
+
+
+def test_a_batch_is_paused_resumed_and_cancelled(client: TestClient, batch: Seeder) -> None:
+    for action, status in (("pause", "paused"), ("resume", "running"), ("cancel", "cancelling")):
+        assert client.post(f"/batches/b/{action}").status_code == 303
+        found = batch.do(queries.read_batch, "b")
+        assert found is not None and found.status == status
+    again = client.post("/batches/b/pause", headers={"referer": "http://testserver/batches/b?state=failed"})
+    assert again.headers["location"] == "/batches/b?state=failed", "what cannot be done is said where one was"
+    assert "only a running batch can be paused" in client.get("/batches/b").text
+    with batch.engine.connect() as connection:
+        told = [entry.action for entry in queries.list_audit(connection, limit=9)]
+    assert told == ["batch.cancel", "batch.resume", "batch.pause"]
+
+
+@pytest.mark.parametrize(
+    ("form", "states"),
+    [
+        ({"do": "approve", "job": [1, 3]}, {1: "approved", 2: None}),
+        ({"do": "reject", "all": "1"}, {1: "rejected", 2: "rejected"}),
+    ],
+)
+def test_many_are_decided_at_once(
+    client: TestClient, batch: Seeder, form: dict[str, object], states: dict[int, str | None]
+) -> None:
+    assert client.post("/batches/b/bulk", data=form).status_code == 303
+    assert {job_id: batch.row(job_id)["decision"] for job_id in states} == states
+
+
+def test_all_that_match_are_tried_again_and_a_take_is_made_of_each(client: TestClient, batch: Seeder) -> None:
+    client.post("/batches/b/bulk?state=failed", data={"do": "retry", "all": "1"})
+    assert [row["state"] for row in batch.rows()][2:] == ["pending", "running", "pending", "failed"]
+    client.post("/batches/b/bulk", data={"do": "regenerate", "job": [1, 2, 4]})
+    assert [(row["line"], row["take"]) for row in batch.rows()][:4] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert "2 new takes asked for; 1 could not be" in client.get("/batches/b").text
+
+
+def test_a_form_names_only_jobs_of_its_batch(client: TestClient, batch: Seeder) -> None:
+    batch.batch("other", jobs=1)
+    batch.do(queries.dispatch, "other", 1)
+    [job] = batch.claim(ENCODE, 1)
+    batch.do(queries.succeed, Stage.ENCODE, [Finished(job.id, 0, 0.1, "/r.png", "5")])
+    client.post("/batches/b/bulk", data={"do": "approve", "job": [job.id]})
+    client.post("/batches/b/bulk", data={"do": "retry", "job": [job.id]})
+    client.post("/batches/b/bulk", data={"do": "regenerate", "job": [job.id]})
+    assert batch.row(job.id)["decision"] is None and len(batch.rows("other")) == 1
+
+
+def test_a_picture_is_decided_on_and_made_anew_beside_the_old(client: TestClient, batch: Seeder) -> None:
+    assert client.post("/jobs/1/approve").status_code == 303
+    assert batch.row(1)["decision"] == "approved"
+    frame = client.post("/jobs/2/reject", headers={"hx-request": "true"})
+    assert frame.status_code == 200 and 'data-decision="rejected"' in frame.text
+    client.post("/jobs/2/reject")
+    assert batch.row(2)["decision"] is None, "once more takes it back"
+    frames = client.post("/jobs/1/regenerate", headers={"hx-request": "true"}).text
+    assert re.findall(r'data-frame="(\d+)"', frames) == ["1", "7"] and "take 2" in frames
+    refused = client.post("/jobs/1/regenerate", headers={"hx-request": "true"})
+    assert refused.status_code == 409 and "Take 2 of this row is pending" in refused.text
+
+
+def test_a_reader_sees_all_and_changes_nothing(enter: Callable[[Scope], TestClient], batch: Seeder) -> None:
+    reader = enter(Scope.READ)
+    assert "Retry 1" not in reader.get("/batches/b").text
+    assert reader.get("/keys").status_code == 403
+    for path in ("/batches/b/pause", "/jobs/1/approve", "/batches/b/bulk"):
+        assert reader.post(path, data={"do": "approve", "job": 1}).status_code in (303, 403)
+    assert batch.row(1)["decision"] is None
+    found = batch.do(queries.read_batch, "b")
+    assert found is not None and found.status == BatchStatus.RUNNING
+
+
+def test_a_form_of_another_site_changes_nothing(client: TestClient, batch: Seeder) -> None:
+    del client.headers["x-csrf-token"]
+    client.post("/jobs/1/approve")
+    client.post("/jobs/1/approve", data={"csrf_token": "guess"})
+    assert batch.row(1)["decision"] is None
+
+
+def test_the_list_is_exported_as_csv_that_runs_no_formula(client: TestClient, batch: Seeder) -> None:
+    batch.do(lambda connection: connection.execute(update(jobs).values(custom_id="=1+1").where(jobs.c.id == 3)))
+    answer = client.get("/batches/b/jobs.csv?state=failed")
+    lines = answer.text.splitlines()
+    assert len(lines) == 3 and lines[0].startswith("custom_id,line,take,state,decision")
+    assert lines[1].startswith("'=1+1,3,1,failed") and "attachment" in answer.headers["content-disposition"]
+
+
+def test_thumbnails_are_small_kept_and_asked_for_once(client: TestClient, batch: Seeder) -> None:
+    for kind in ("source", "result"):
+        answer = client.get(f"/jobs/1/{kind}.webp?w=90")
+        assert answer.headers["content-type"] == "image/webp"
+        assert max(Image.open(io.BytesIO(answer.content)).size) == 96
+        again = client.get(f"/jobs/1/{kind}.webp?w=90", headers={"if-none-match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    assert client.get("/jobs/2/source.webp").status_code == 404, "its file is not there"
+    assert client.get("/jobs/4/result.webp").status_code == 404, "it is not made yet"
+
+
+def test_a_key_is_made_shown_once_and_revoked(client: TestClient, batch: Seeder) -> None:
+    made = client.post("/keys", data={"name": "shop", "scope": "submit"})
+    found = re.search(r"kx_([0-9a-f]+)_[\w-]{43}", made.text)
+    assert found is not None and found[0] not in client.get("/keys").text
+    assert client.get("/batches", headers={"authorization": f"Bearer {found[0]}"}).status_code == 200
+    client.post(f"/keys/{found[1]}/revoke")
+    sent = client.get("/batches", headers={"authorization": f"Bearer {found[0]}"})
+    assert sent.headers["location"] == "/sign-in?next=/batches"
+    text = client.get("/audit").text
+    assert "key.revoke" in text and found[0] not in text
+
+
+def test_the_overview_says_why_work_stands_still(client: TestClient, batch: Seeder) -> None:
+    text = _words(client.get("/").text)
+    assert "Work stands still" in text and "no worker is alive" in text and "the broker does not answer" in text
+    assert "unavailable" in text and "bad_steps" not in text, "of today's failures"
+
+
+def _words(text: str) -> str:
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split())
