@@ -197,6 +197,7 @@ def _store_rows(
                 rows=len(rows),
                 handoff_bytes=reader.largest_handoff_bytes,
             )
+            queries.tell_of_bad_rows(connection, batch.id, rows[0].line, rows[-1].line)
             if not noted:
                 raise BatchError(
                     f"batch {batch.id} is being filled by another process or was ended; see: kontext show {batch.id}"

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from orchestrator.closing import Closer
 from orchestrator.control import break_off, enforce
+from orchestrator.deliverer import Deliverer
 from orchestrator.rescuer import Rescuer
 from orchestrator.scheduler import Scheduler
 from orchestrator.settings import Settings
@@ -161,7 +162,10 @@ def rank(batch: Batch, now_s: float) -> int:
 
 
 def serve(settings: Settings, stop: threading.Event) -> None:
-    """Dispatch, rescue and fire schedules until `stop` is set. A database or broker that is away is waited for."""
+    """Dispatch, rescue, fire schedules and tell webhooks until `stop` is set.
+
+    A database or broker that is away is waited for.
+    """
     assert settings.database_url is not None and settings.broker_url is not None
     engine = open_database(settings.database_url, relaxed=True)
     app = Celery("kontext", set_as_current=False)
@@ -169,16 +173,18 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     ring_all = _quiet_ringer(app)
     dispatcher = Dispatcher(engine, settings, ring_all)
     rescuer = Rescuer(engine, settings, ring_all)
-    scheduler = Scheduler(engine, settings)
+    scheduler, deliverer = Scheduler(engine, settings), Deliverer(engine, settings)
     while not stop.is_set():
         try:
             dispatcher.tick()
             scheduler.tick()
+            deliverer.tick()
             rescuer.tick()
         except (DBAPIError, BrokerError, RedisError, OSError) as error:
             log.warning("waiting for database or broker", error=str(error).partition("\n")[0])
             stop.wait(1)
         stop.wait(INTERVAL_S)
+    deliverer.stop(STOP_S)
     scheduler.stop(STOP_S)
     dispatcher.wait(STOP_S)
     app.close()

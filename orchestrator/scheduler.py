@@ -19,9 +19,9 @@ from sqlalchemy.exc import DBAPIError
 from orchestrator.batches import new_batch_id
 from orchestrator.fire_times import FireTimeError, due_fires, next_fire
 from orchestrator.scheduled_batch import Unusable, make_batch
-from orchestrator.schedules import show_time
 from orchestrator.settings import Settings
 from orchestrator.state import queries
+from orchestrator.state.clock import show_time
 from orchestrator.state.database import reading, tellable
 from orchestrator.state.queries import Run, Schedule
 from orchestrator.state.transitions import BatchStatus, Missed, Overlap, RunState

@@ -4,11 +4,9 @@ Owns what may be asked of schedules and how they read outside. Refuses to run th
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -19,6 +17,7 @@ from orchestrator.fire_times import check, next_fire
 from orchestrator.recipes import read_deadline
 from orchestrator.settings import Settings
 from orchestrator.state import queries
+from orchestrator.state.clock import show_time
 from orchestrator.state.database import reading, storable
 from orchestrator.state.queries import Run, Schedule
 from orchestrator.state.transitions import Missed, Overlap
@@ -172,14 +171,6 @@ def describe_run(run: Run) -> dict[str, Any]:
         "ended_at": show_time(run.ended_at),
         "report": run.report and asdict(run.report),
     }
-
-
-def show_time(seconds: float | None) -> str | None:
-    """Seconds since the epoch as ISO 8601 in UTC, to the millisecond."""
-    if seconds is None:
-        return None
-    shown = datetime.fromtimestamp(math.floor(seconds * 1000 + 0.5) / 1000, UTC)
-    return shown.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def place_catalogue(uri: str) -> str:

@@ -76,13 +76,16 @@ class Settings(BaseModel):
     )
 
     allowed_hosts: tuple[str, ...] = Field((), description="https:// hosts to fetch from, commas between")
+    webhook_hosts: tuple[str, ...] = Field(
+        ("*",), description="https:// hosts that webhooks may be sent to; *: every public one"
+    )
     max_image_bytes: int = Field(64 << 20, ge=1024, description="largest source image file")
     max_image_px: int = Field(64_000_000, ge=256, description="largest source image, width × height")
     api_requests_per_s: float = Field(100.0, gt=0, description="calls a second that a key or session may make")
     max_upload_bytes: int = Field(1 << 30, ge=1 << 20, description="largest catalogue or archive sent to the API")
     log_format: Literal["text", "json"] = Field("text", description="form of the log lines")
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "webhook_hosts", mode="before")
     @classmethod
     def _split_hosts(cls, value: object) -> object:
         if isinstance(value, str):

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from orchestrator.access.scopes import Scope
 from orchestrator.cli.schedule import schedule
+from orchestrator.cli.webhook import webhook
 from orchestrator.state.transitions import JobState, Stage
 
 
@@ -50,6 +51,7 @@ app.add_typer(database, name="db")
 key = typer.Typer(help="Keys of the API.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key, name="key")
 app.add_typer(schedule, name="schedule")
+app.add_typer(webhook, name="webhook")
 
 _Catalogue = Annotated[
     str, typer.Argument(metavar="CATALOGUE", help="CSV, JSONL, Parquet, folder of images, or s3:// of these.")
@@ -254,7 +256,7 @@ def serve(
 
 @app.command()
 def dispatch() -> None:
-    """Run dispatcher, rescuer and scheduler until SIGTERM or Ctrl-C; any number may run."""
+    """Run dispatcher, rescuer, scheduler and deliverer until SIGTERM or Ctrl-C; any number may run."""
     from orchestrator.cli.services import run_dispatcher
 
     run_dispatcher()

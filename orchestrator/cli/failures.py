@@ -37,10 +37,11 @@ def explain(error: Exception) -> tuple[int, str]:
     from orchestrator.settings import SettingsError
     from orchestrator.state.migration import MigrationError
     from orchestrator.storage import StorageError
+    from orchestrator.webhooks import WebhookError
 
     asked_wrongly = (
         CallError, SettingsError, CatalogueError, CheckpointError, ControlError, FireTimeError, OptionError,
-        ScheduleError,
+        ScheduleError, WebhookError,
     )  # fmt: skip
     if isinstance(error, asked_wrongly):
         return BAD_CALL, str(error)

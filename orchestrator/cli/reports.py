@@ -5,7 +5,6 @@ Owns the shapes of their JSON. Needs SQL alone; refuses to start anything.
 
 import json
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import typer
@@ -19,6 +18,7 @@ from orchestrator.manifest import describe_jobs
 from orchestrator.progress import Snapshot, look, show_duration
 from orchestrator.settings import read_settings
 from orchestrator.state import queries
+from orchestrator.state.clock import show_time
 from orchestrator.state.database import reading
 from orchestrator.state.queries import Batch
 from orchestrator.state.transitions import JobState
@@ -71,19 +71,13 @@ def _describe_briefly(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _describe_times(batch: Batch) -> dict[str, str | None]:
-    return {name: _iso(getattr(batch, name)) for name in ("created_at", "started_at", "ended_at")}
-
-
-def _iso(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {name: show_time(getattr(batch, name)) for name in ("created_at", "started_at", "ended_at")}
 
 
 def _write_table(snapshots: Sequence[Snapshot]) -> Iterator[str]:
     yield f"{'batch':<18} {'status':<10} {'made (UTC)':<17} {'jobs':>10} {'ok':>10} {'failed':>8}  catalogue"
     for batch, counts in ((snapshot.batch, snapshot.counts) for snapshot in snapshots):
-        made = (_iso(batch.created_at) or "")[:16].replace("T", " ")
+        made = (show_time(batch.created_at) or "")[:16].replace("T", " ")
         yield (
             f"{batch.id:<18} {batch.status:<10} {made:<17} {counts.total:>10,} {counts.succeeded:>10,} "
             f"{counts.failed:>8,}  {batch.catalogue}"
@@ -103,7 +97,7 @@ def show_batch(batch_id: str, *, as_json: bool) -> None:
         **_describe_briefly(snapshot),
         "results": batch.results_uri,
         "manifest": batch.manifest_uri,
-        "deadline_at": _iso(batch.deadline_at),
+        "deadline_at": show_time(batch.deadline_at),
         "checkpoint": batch.checkpoint,
         "revision": batch.revision,
         "numerics": batch.numerics,

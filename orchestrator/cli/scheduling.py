@@ -24,6 +24,7 @@ from orchestrator.fire_times import fire_times
 from orchestrator.schedules import Plan, describe_run, describe_schedule
 from orchestrator.settings import Settings, read_settings
 from orchestrator.state import queries
+from orchestrator.state.clock import show_time
 from orchestrator.state.database import reading
 from orchestrator.state.queries import Run, Schedule
 from orchestrator.state.transitions import Missed, Overlap
@@ -96,7 +97,7 @@ def show_schedule(name: str, limit: int, *, as_json: bool) -> None:
     upcoming = list(islice(times, NEXT_SHOWN))
     if as_json:
         told = describe_schedule(schedule, runs[0] if runs else None)
-        told["next_fires"] = [schedules.show_time(at_s) for at_s in upcoming]
+        told["next_fires"] = [show_time(at_s) for at_s in upcoming]
         typer.echo(json.dumps(told | {"runs": [describe_run(run) for run in runs]}))
     else:
         for line in _write_schedule(schedule, upcoming, runs):

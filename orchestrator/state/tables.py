@@ -35,8 +35,9 @@ metadata = MetaData(
 # SQLite numbers rows only in an INTEGER primary key.
 RowNumber = BigInteger().with_variant(Integer, "sqlite")
 
+PENDING_DELIVERY = text("state = 'pending'")
 OPEN_RUN = text("state IN ('due', 'waiting', 'starting', 'started')")
-"""The condition of a partial index: written out, not bound, or neither planner would use it."""
+"""The conditions of partial indexes: written out, not bound, or neither planner would use it."""
 
 batches = Table(
     "batches",
@@ -305,6 +306,60 @@ schedule_runs = Table(
     Index("schedule_runs_fire_at_key", "schedule", "fire_at", unique=True),
     Index("schedule_runs_batch_id_idx", "batch_id"),
     Index("schedule_runs_open_idx", "state", sqlite_where=OPEN_RUN, postgresql_where=OPEN_RUN),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("events", Text, nullable=False, comment="JSON list"),
+    Column("secret", Text, nullable=False, comment="what messages are signed with; shown once"),
+    Column("secret_before", Text, comment="signs beside the new one for a day after a rotation"),
+    Column("rotated_at", Double),
+    Column("created_at", Double, nullable=False),
+)
+
+# The outbox: written in the transaction of the change that it tells of.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", RowNumber, primary_key=True, autoincrement=True),
+    Column("webhook_id", Text, ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+    Column("message_id", Text, nullable=False, comment="the same for all webhooks, tries and replays"),
+    Column("event", Text, nullable=False),
+    Column("body", Text, nullable=False, comment="JSON, sent and signed as it stands"),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("created_at", Double, nullable=False),
+    Column("since", Double, nullable=False, comment="its day began: when it was made, or replayed"),
+    Column("next_at", Double, nullable=False, comment="not before; while it is being sent, the end of its lease"),
+    Column("ended_at", Double),
+    Column("status", SmallInteger, comment="HTTP, of the last answer; null: there was none"),
+    Column("latency_s", Float, comment="of the last try"),
+    Column("error", Text, comment="of the last try; null: it was taken"),
+    Index(
+        "deliveries_pending_idx",
+        "webhook_id",
+        "next_at",
+        "id",
+        sqlite_where=PENDING_DELIVERY,
+        postgresql_where=PENDING_DELIVERY,
+    ),
+    Index("deliveries_webhook_id_idx", "webhook_id", "id"),
+)
+
+delivery_attempts = Table(
+    "delivery_attempts",
+    metadata,
+    Column("id", RowNumber, primary_key=True, autoincrement=True),
+    Column("delivery_id", RowNumber, ForeignKey("deliveries.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("attempt", Integer, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("status", SmallInteger),
+    Column("latency_s", Float, nullable=False),
+    Column("error", Text),
+    Column("answer", Text, comment="the beginning of the answer's body, without secrets"),
 )
 
 

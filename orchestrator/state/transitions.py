@@ -1,4 +1,4 @@
-"""Statuses of jobs, batches and runs of schedules, and the legal moves between them. Pure: no SQL here.
+"""Statuses of jobs, batches, runs and deliveries, and the legal moves between them. Pure: no SQL here.
 
 `queries` takes its conditions from the moves below and the diagram of the README is drawn from them, so that what is
 written, what is allowed and what is documented are one table.
@@ -76,6 +76,24 @@ class Missed(StrEnum):
 
     ONCE = "once"
     SKIP = "skip"
+
+
+class Event(StrEnum):
+    """What webhooks may hear of."""
+
+    BATCH_COMPLETED = "batch.completed"
+    BATCH_FAILED = "batch.failed"
+    BATCH_PAUSED = "batch.paused"
+    JOB_FAILED = "job.failed"
+    SCHEDULE_FIRED = "schedule.fired"
+
+
+class DeliveryState(StrEnum):
+    """Where the message about an event stands, for one webhook."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"  # for a day nobody took it; it can be replayed
 
 
 class ErrorClass(StrEnum):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, func, select, update
 
-from orchestrator import control, dispatcher, scheduled_batch, schedules
+from orchestrator import control, dispatcher, scheduled_batch, schedules, webhooks
 from orchestrator import scheduler as scheduler_module
 from orchestrator.catalogs import CatalogueError
 from orchestrator.scheduler import Scheduler
@@ -18,7 +18,7 @@ from orchestrator.state import queries
 from orchestrator.state.database import open_database, reading
 from orchestrator.state.queries import Report
 from orchestrator.state.tables import batches, metadata, schedule_runs
-from orchestrator.state.transitions import BatchStatus, Missed, Overlap, RunState
+from orchestrator.state.transitions import BatchStatus, Event, Missed, Overlap, RunState
 from orchestrator.storage import Unavailable
 from tests.integration.night import Night, wait_until
 
@@ -406,22 +406,29 @@ def test_a_scheduler_told_to_stop_gives_its_runs_back_at_once(night: Night, monk
     assert night.run().state == S.STARTED and night.lines(str(night.run().batch_id)) == ["a", "b", "c"]
 
 
-def test_the_dispatching_process_runs_schedules(
+def test_the_dispatching_process_runs_schedules_and_tells_webhooks(
     valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("orchestrator.storage.outward.find_addresses", lambda host, port: ["127.0.0.1"])
     url = f"sqlite:///{tmp_path / 'state.db'}"
     night = Night(open_database(url), tmp_path)
     metadata.create_all(night.engine)
     night.write("a")
     night.plan()
     night.come_due()
+    hook = webhooks.add(night.engine, "https://shop.example.com/", [Event.SCHEDULE_FIRED], night.settings).webhook
+
+    def tried() -> int:
+        with reading(night.engine).connect() as connection:
+            return sum(each.error is not None for each in queries.list_deliveries(connection, hook.id, limit=9))
+
     more = {"database_url": url, "broker_url": valkey_url}
     settings: Settings = night.settings.model_copy(update=more)
     stop = threading.Event()
     serving = threading.Thread(target=dispatcher.serve, args=(settings, stop))
     serving.start()
     try:
-        wait_until(lambda: [run.state for run in night.runs()] == [S.STARTED])
+        wait_until(lambda: [run.state for run in night.runs()] == [S.STARTED] and tried() == 1)
     finally:
         stop.set()
         serving.join()

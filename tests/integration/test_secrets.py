@@ -53,7 +53,7 @@ def test_a_failed_job_tells_no_secret(
     def fail(*_: Any) -> None:
         raise RuntimeError(f"a library's own words: /c.jpg?token={SECRET}")
 
-    monkeypatch.setattr("workers.download.find_addresses", fail)
+    monkeypatch.setattr("orchestrator.storage.outward.find_addresses", fail)
     shop.work()
     rows = shop.rows("b")
     assert [row["code"] for row in rows] == [

@@ -1,6 +1,7 @@
 """Every statement, named: `access` for who may call and what they changed, `batches` for what was asked, `jobs` for the
 way of a job, `control` for what is asked of it meanwhile, `decisions` for what becomes of the pictures, `ledger` for
-what is reused, `workers` for who is alive, `schedules` for what is fired by the clock.
+what is reused, `workers` for who is alive, `schedules` for what is fired by the clock,
+`outbox` and `webhooks` for who is told of what.
 
 Functions take an open connection and never commit: the caller says what belongs together. All of them run on
 PostgreSQL and SQLite alike.
@@ -93,33 +94,56 @@ from orchestrator.state.queries.ledger import (
     recall_sources,
     source_id,
 )
+from orchestrator.state.queries.outbox import TEST_EVENT, tell_of_bad_rows
 from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished, Group, Retried
-from orchestrator.state.queries.schedules import (
+from orchestrator.state.queries.runs import (
     Report,
     Run,
-    Schedule,
     add_run,
-    add_schedule,
-    change_schedule,
     claim_run,
     count_before,
     count_outcomes,
-    due_schedules,
     end_run,
     fail_run,
     find_blocking_run,
     hold_run,
     list_runs,
-    list_schedules,
-    lock_schedule,
     open_runs,
     read_run,
-    read_schedule,
     release_run,
-    remove_schedule,
     renew_runs,
     skip_run,
     start_run,
+)
+from orchestrator.state.queries.schedules import (
+    Schedule,
+    add_schedule,
+    change_schedule,
+    due_schedules,
+    list_schedules,
+    lock_schedule,
+    read_schedule,
+    remove_schedule,
+)
+from orchestrator.state.queries.webhooks import (
+    ClaimedDelivery,
+    Delivery,
+    DeliveryAttempt,
+    Webhook,
+    add_webhook,
+    claim_delivery,
+    due_webhooks,
+    end_delivery,
+    list_deliveries,
+    list_delivery_attempts,
+    list_webhooks,
+    prune_deliveries,
+    read_delivery,
+    read_webhook,
+    remove_webhook,
+    replay_delivery,
+    rotate_secret,
+    tell_test,
 )
 from orchestrator.state.queries.workers import (
     Worker,
@@ -132,19 +156,22 @@ from orchestrator.state.queries.workers import (
 )
 
 __all__ = [
-    "AGING_S", "ENDS", "Advanced", "ApiKey", "AuditEntry", "Batch", "BatchCounts", "Claimed", "Credential", "Ended",
-    "Failed", "Finished", "Group", "Report", "Retried", "Run", "Schedule", "Source", "Take", "Worker", "add_key",
-    "add_recipes", "add_run", "add_schedule", "add_sign_in", "add_take", "advance", "any_held", "any_source",
-    "beat", "cancel_jobs", "carry", "change_schedule", "claim", "claim_run", "close_batch", "count_batches",
+    "AGING_S", "ENDS", "TEST_EVENT", "Advanced", "ApiKey", "AuditEntry", "Batch", "BatchCounts", "Claimed",
+    "ClaimedDelivery", "Credential", "Delivery", "DeliveryAttempt", "Ended", "Failed", "Finished", "Group", "Report",
+    "Retried", "Run", "Schedule", "Source", "Take", "Webhook", "Worker", "add_key", "add_recipes", "add_run",
+    "add_schedule", "add_sign_in", "add_take", "add_webhook", "advance", "any_held", "any_source", "beat",
+    "cancel_jobs", "carry", "change_schedule", "claim", "claim_delivery", "claim_run", "close_batch", "count_batches",
     "count_before", "count_by_error", "count_by_state", "count_decisions", "count_failures", "count_jobs",
     "count_keys", "count_outcomes", "create_batch", "dead_workers", "decide", "dispatch", "due_schedules",
-    "end_run", "end_worker", "expire_jobs", "fail", "fail_run", "find_blocking_run", "find_key",
-    "find_open_request", "find_reusable", "find_sign_in", "hand_back", "has_backlog", "hold_run", "in_flight",
-    "keep_secret", "last_end", "learn_sources", "list_audit", "list_batches", "list_keys", "list_runs",
-    "list_schedules", "list_takes", "live_workers", "lock_schedule", "lose_handoffs", "match_jobs", "move_batch",
-    "note_ingested", "note_key_used", "note_told", "open_batches", "open_runs", "read_batch", "read_clock",
-    "read_key", "read_recipe", "read_run", "read_schedule", "recall_sources", "record_audit", "register_worker",
-    "release_run", "remove_schedule", "renew_runs", "reopen_batch", "restart_jobs", "restartable", "resume_batch",
-    "retry", "revoke_key", "set_priority", "skip_run", "source_id", "stage_seconds", "start_batch", "start_run",
-    "stream_jobs", "succeed", "take_back", "unfinished", "units_queued", "untold_batches", "use_sign_in",
+    "due_webhooks", "end_delivery", "end_run", "end_worker", "expire_jobs", "fail", "fail_run", "find_blocking_run",
+    "find_key", "find_open_request", "find_reusable", "find_sign_in", "hand_back", "has_backlog", "hold_run",
+    "in_flight", "keep_secret", "last_end", "learn_sources", "list_audit", "list_batches", "list_deliveries",
+    "list_delivery_attempts", "list_keys", "list_runs", "list_schedules", "list_takes", "list_webhooks",
+    "live_workers", "lock_schedule", "lose_handoffs", "match_jobs", "move_batch", "note_ingested", "note_key_used",
+    "note_told", "open_batches", "open_runs", "prune_deliveries", "read_batch", "read_clock", "read_delivery",
+    "read_key", "read_recipe", "read_run", "read_schedule", "read_webhook", "recall_sources", "record_audit",
+    "register_worker", "release_run", "remove_schedule", "remove_webhook", "renew_runs", "reopen_batch",
+    "replay_delivery", "restart_jobs", "restartable", "resume_batch", "retry", "revoke_key", "rotate_secret",
+    "set_priority", "skip_run", "source_id", "stage_seconds", "start_batch", "start_run", "stream_jobs", "succeed",
+    "take_back", "tell_of_bad_rows", "tell_test", "unfinished", "units_queued", "untold_batches", "use_sign_in",
 ]  # fmt: skip

@@ -9,10 +9,16 @@ from sqlalchemy import Connection, RowMapping, case, func, select, tuple_, updat
 from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.state.database import now
+from orchestrator.state.queries.outbox import tell_of_batch
 from orchestrator.state.tables import batches, jobs, recipes
-from orchestrator.state.transitions import BATCH_MOVES, OPEN_BATCH, BatchStatus, JobState
+from orchestrator.state.transitions import BATCH_MOVES, OPEN_BATCH, BatchStatus, Event, JobState
 
 PAGE_ROWS = 1000
+_TOLD: Mapping[BatchStatus, Event] = {
+    BatchStatus.PAUSED: Event.BATCH_PAUSED,
+    BatchStatus.FAILED: Event.BATCH_FAILED,
+    BatchStatus.COMPLETED: Event.BATCH_COMPLETED,
+}
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def start_batch(connection: Connection, batch_id: str) -> bool:
 
 
 def move_batch(connection: Connection, batch_id: str, to: BatchStatus, *, reason: str | None = None) -> bool:
-    """Make a legal move of a batch; False when it stands where that move is not allowed."""
+    """Make a legal move of a batch, and tell webhooks; False when it stands where that move is not allowed."""
     sources = [source for source, target in BATCH_MOVES if target == to]
     ended = to in (BatchStatus.COMPLETED, BatchStatus.CANCELLED, BatchStatus.FAILED)
     statement = (
@@ -164,7 +170,10 @@ def move_batch(connection: Connection, batch_id: str, to: BatchStatus, *, reason
         .where(batches.c.id == batch_id, batches.c.status.in_(sources))
         .values(status=to, reason=reason, ended_at=now() if ended else None)
     )
-    return connection.execute(statement).rowcount == 1
+    moved = connection.execute(statement).rowcount == 1
+    if moved and to in _TOLD:
+        tell_of_batch(connection, _TOLD[to], batch_id)
+    return moved
 
 
 def count_by_state(connection: Connection, batch_id: str) -> BatchCounts:

@@ -12,9 +12,10 @@ from sqlalchemy import ColumnElement, Connection, and_, case, func, insert, or_,
 from orchestrator.state.database import now
 from orchestrator.state.queries.batches import PAGE_ROWS
 from orchestrator.state.queries.jobs import AGING_S, unfinished
-from orchestrator.state.queries.schedules import reopen_runs
+from orchestrator.state.queries.outbox import tell_of_batch, tell_of_failed_jobs
+from orchestrator.state.queries.runs import reopen_runs
 from orchestrator.state.tables import attempts, batches, in_state, jobs
-from orchestrator.state.transitions import BatchStatus, JobState
+from orchestrator.state.transitions import BatchStatus, Event, JobState
 
 EXPIRED = "expired"
 ENDS: Mapping[BatchStatus, BatchStatus] = {
@@ -101,7 +102,9 @@ def expire_jobs(connection: Connection, batch_id: str, limit: int) -> int:
             )
             .returning(jobs.c.id)  # sqlite3 counts no rows of a statement that begins with WITH
         )
-        expired += len(connection.execute(statement).all())
+        ids = connection.execute(statement).scalars().all()
+        tell_of_failed_jobs(connection, jobs.c.id.in_(ids))
+        expired += len(ids)
         if expired >= limit:
             break
     return expired
@@ -223,6 +226,8 @@ def close_batch(connection: Connection, batch_id: str, *, reopened: int) -> bool
         return False
     to = ENDS[BatchStatus(found.status)]
     connection.execute(update(batches).where(batches.c.id == batch_id).values(status=to, ended_at=now()))
+    if to == BatchStatus.COMPLETED:
+        tell_of_batch(connection, Event.BATCH_COMPLETED, batch_id)
     return True
 
 

@@ -26,6 +26,7 @@ from sqlalchemy import (
 
 from orchestrator.state.database import now, tellable
 from orchestrator.state.messages import bells_needed
+from orchestrator.state.queries.outbox import tell_of_failed_jobs
 from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished, Group, Retried
 from orchestrator.state.queries.statements import (
     as_json,
@@ -116,7 +117,10 @@ def succeed(connection: Connection, stage: Stage, ends: Sequence[Finished]) -> s
 def fail(connection: Connection, stage: Stage, ends: Sequence[Failed]) -> set[int]:
     """End jobs that cannot succeed; gives the ids that moved."""
     ends = [replace(end, message=tellable(end.message)) for end in ends]
-    return _record(connection, "fail", stage, ends, _write(connection, "fail", stage, ends))
+    failed = _record(connection, "fail", stage, ends, _write(connection, "fail", stage, ends))
+    if failed:
+        tell_of_failed_jobs(connection, jobs.c.id.in_(failed))
+    return failed
 
 
 def retry(connection: Connection, stage: Stage, ends: Sequence[Retried]) -> set[int]:
@@ -180,6 +184,7 @@ def _release(
                 message=f"its worker died {crashes_allowed + 1} times, or hung, holding this job; it is set aside",
             )
         )
+        tell_of_failed_jobs(connection, jobs.c.id.in_(poisoned))
     revisions = dict(
         connection.execute(
             select(batches.c.id, batches.c.revision).where(batches.c.id.in_({row.batch_id for row in rows}))

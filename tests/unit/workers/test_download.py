@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.settings import Settings
-from orchestrator.storage import Content
+from orchestrator.storage import Content, outward
+from orchestrator.storage.outward import is_allowed, is_public
 from workers import download as downloads
-from workers.download import download, is_allowed, is_public
+from workers.download import download
 from workers.source import SourceError, fetch
 
 TLS = Path(__file__).parent / "tls"
@@ -85,10 +86,10 @@ def server(listening: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """The server, reached by any name; for the test its address counts as public and its certificate is trusted."""
     listening.answers.clear()
     listening.asked.clear()
-    monkeypatch.setattr(downloads, "find_addresses", lambda host, port: ["127.0.0.1"])
-    monkeypatch.setattr(downloads, "is_public", lambda address: True)
-    trusted = downloads._watch(ssl.create_default_context(cafile=str(TLS / "certificate.pem")))
-    monkeypatch.setattr(downloads, "_trust", lambda: trusted)
+    monkeypatch.setattr(outward, "find_addresses", lambda host, port: ["127.0.0.1"])
+    monkeypatch.setattr(outward, "is_public", lambda address: True)
+    trusted = outward.watch(ssl.create_default_context(cafile=str(TLS / "certificate.pem")))
+    monkeypatch.setattr(outward, "trust", lambda: trusted)
     return listening
 
 
@@ -252,7 +253,7 @@ def test_no_message_tells_a_secret(server: Server, monkeypatch: pytest.MonkeyPat
     assert secret not in str(refuse_at(f"https://anna:{secret}@{HOST}/x.jpg"))
     away = server.says("/away", 302, Location=f"https://evil.example.net/x.jpg?sig={secret}")
     assert secret not in str(refuse_at(away))
-    monkeypatch.setattr(downloads, "READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(outward, "READ_TIMEOUT_S", 0.1)
     server.answers[f"/s?sig={secret}"] = lambda handler: time.sleep(0.3)
     assert secret not in str(refuse_at(server.url(f"/s?sig={secret}")))
 
@@ -301,7 +302,7 @@ def test_the_deadline_is_one_for_all_redirects(server: Server, monkeypatch: pyte
 
 
 def test_a_silent_server_is_transient(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(outward, "READ_TIMEOUT_S", 0.1)
     server.answers["/silent"] = lambda handler: time.sleep(0.5)
     assert refuse(server.url("/silent")).error_class == "transient"
 
@@ -319,7 +320,7 @@ def test_a_certificate_of_another_name_is_refused(server: Server) -> None:
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "_trust", ssl.create_default_context)
+    monkeypatch.setattr(outward, "trust", ssl.create_default_context)
     server.says("/x.jpg", 200, b"photo")
     assert refuse(server.url("/x.jpg")).code == "tls_failed"
 
@@ -334,7 +335,7 @@ def test_a_host_that_leads_inside_is_refused(listening: Server, monkeypatch: pyt
     listening.asked.clear()
     settings = SETTINGS.model_copy(update={"allowed_hosts": ("*",)})
     # One public address among them does not help.
-    monkeypatch.setattr(downloads, "find_addresses", lambda host, port: ["93.184.215.14", address])
+    monkeypatch.setattr(outward, "find_addresses", lambda host, port: ["93.184.215.14", address])
     error = refuse(listening.url("/x.jpg"), settings)
     assert (error.code, error.error_class) == ("address_not_public", "input")
     assert address in str(error)
@@ -349,7 +350,7 @@ def test_an_address_for_a_host_is_checked_too(listening: Server) -> None:
 
 def test_the_checked_address_is_the_one_connected_to(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([["127.0.0.1"], ["203.0.113.1"]])  # a resolver that says something else the second time
-    monkeypatch.setattr(downloads, "find_addresses", lambda host, port: next(answers))
+    monkeypatch.setattr(outward, "find_addresses", lambda host, port: next(answers))
     assert read(server.says("/x.jpg", 200, b"photo")) == b"photo"
     assert next(answers) == ["203.0.113.1"]
 
@@ -390,7 +391,7 @@ def test_a_host_that_is_not_allowed_is_never_looked_up(monkeypatch: pytest.Monke
     def look_up(host: str, port: int) -> list[str]:
         raise AssertionError("looked up")
 
-    monkeypatch.setattr(downloads, "find_addresses", look_up)
+    monkeypatch.setattr(outward, "find_addresses", look_up)
     error = refuse("https://other.example.net/x.jpg")
     assert (error.code, error.error_class) == ("host_not_allowed", "input")
     assert "KONTEXT_ALLOWED_HOSTS" in str(error)
@@ -422,7 +423,7 @@ def test_a_name_is_allowed_as_it_is_looked_up(monkeypatch: pytest.MonkeyPatch) -
         asked.append(host)
         return ["127.0.0.1"]
 
-    monkeypatch.setattr(downloads, "find_addresses", look_up)
+    monkeypatch.setattr(outward, "find_addresses", look_up)
     assert refuse_at("https://ＰＨＯＴＯＳ。example．com/x.jpg").code == "address_not_public"
     assert asked == [HOST]
     assert refuse_at("https://photos.example.com。evil.net/x.jpg").code == "host_not_allowed"
@@ -438,7 +439,7 @@ def test_whatever_stands_in_a_catalogue_is_refused_in_our_words(rest: str) -> No
         raise socket.gaierror(socket.EAI_NONAME, "no")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(downloads, "find_addresses", look_up)
+        patch.setattr(outward, "find_addresses", look_up)
         with pytest.raises(SourceError) as caught:
             download(f"https://{rest}", SETTINGS.model_copy(update={"allowed_hosts": ("*",)}))
     assert caught.value.code in {"image_url_invalid", "host_unknown"}
@@ -465,9 +466,9 @@ def test_whatever_a_server_answers_is_an_image_or_refused(
         theirs.sendall(b"HTTP/1.1 " + reply)
         theirs.shutdown(socket.SHUT_WR)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(downloads, "find_addresses", lambda host, port: ["127.0.0.1"])
-            patch.setattr(downloads, "is_public", lambda address: True)
-            patch.setattr(downloads._Connection, "connect", lambda self: vars(self).update(sock=ours, is_verified=True))
+            patch.setattr(outward, "find_addresses", lambda host, port: ["127.0.0.1"])
+            patch.setattr(outward, "is_public", lambda address: True)
+            patch.setattr(outward._Connection, "connect", lambda self: vars(self).update(sock=ours, is_verified=True))
             try:
                 content = download(f"https://{HOST}/x.jpg", SETTINGS)
             except SourceError:
@@ -485,6 +486,6 @@ def test_a_name_without_address_is_said(
     def look_up(host: str, port: int) -> list[str]:
         raise socket.gaierror(number, "no")
 
-    monkeypatch.setattr(downloads, "find_addresses", look_up)
+    monkeypatch.setattr(outward, "find_addresses", look_up)
     error = refuse(f"https://{HOST}/x.jpg")
     assert (error.code, error.error_class) == (code, error_class)
