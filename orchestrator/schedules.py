@@ -24,11 +24,15 @@ from orchestrator.state.transitions import Missed, Overlap
 from orchestrator.storage import StorageError, open_store
 from orchestrator.storage.locations import read_path
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 class ScheduleError(ValueError):
     """This cannot be asked of a schedule; the message says why. Nothing was changed."""
+
+
+class NameTaken(ScheduleError):
+    """There is one of that name already."""
 
 
 class NoSchedule(ScheduleError):
@@ -54,9 +58,9 @@ class Plan:
 def add(engine: Engine, plan: Plan, settings: Settings) -> Schedule:
     """Store a schedule; its next fire time is the first one from now on, by the database's clock.
 
-    Raises ScheduleError, FireTimeError, CatalogueError.
+    Raises NameTaken, ScheduleError, FireTimeError, CatalogueError.
     """
-    if not _NAME.fullmatch(plan.name):
+    if not re.fullmatch(NAME_PATTERN, plan.name):
         raise ScheduleError(
             f"{plan.name[:120]!r} is no name: letters, digits, dots and dashes, at most 100, as nightly"
         )
@@ -68,7 +72,7 @@ def add(engine: Engine, plan: Plan, settings: Settings) -> Schedule:
         check(plan.cron, plan.time_zone, now_s)
         values["next_fire_at"] = next_fire(plan.cron, plan.time_zone, now_s)
         if not queries.add_schedule(connection, _as_columns(values)):
-            raise ScheduleError(f"there is a schedule {plan.name!r} already; remove it first, or choose another name")
+            raise NameTaken(f"there is a schedule {plan.name!r} already; remove it first, or choose another name")
         return _find(connection, plan.name)
 
 
