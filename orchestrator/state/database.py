@@ -15,6 +15,8 @@ from orchestrator.redaction import redact
 
 SQLITE_BUSY_TIMEOUT_S = 30
 TEXT_MAX_CHARACTERS = 2_000
+# A server whose host is gone sends no reset: it is given up after half a minute, not after TCP's two hours.
+_KEEPALIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
 
 class now(FunctionElement[float]):
@@ -52,7 +54,7 @@ def open_database(url: str, *, pool_size: int = 4, relaxed: bool = False) -> Eng
     if parsed.get_backend_name() == "sqlite":
         return _open_sqlite(url, Path(parsed.database or "").parent)
     if parsed.get_backend_name() == "postgresql":
-        arguments: dict[str, Any] = {"connect_timeout": 10}
+        arguments: dict[str, Any] = {"connect_timeout": 10, **_KEEPALIVE}
         if relaxed:
             arguments["options"] = "-c synchronous_commit=off"
         return create_engine(parsed, pool_size=pool_size, pool_pre_ping=not relaxed, connect_args=arguments)
