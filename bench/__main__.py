@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import images, ingest, pipeline
+from bench import api, images, ingest, pipeline
 from bench.figure import Figure, render
 from orchestrator.local_stack import ensure_stack, stop_stack
 from orchestrator.settings import Settings
@@ -16,9 +16,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=int, help="runs of each side (default 3, quick 1)")
-    parser.add_argument("--only", choices=("ingest", "pipeline", "images"), action="append")
+    parser.add_argument("--only", choices=("ingest", "api", "pipeline", "images"), action="append")
     given = parser.parse_args()
-    chosen = given.only or ["ingest", "pipeline", "images"]
+    chosen = given.only or ["ingest", "api", "pipeline", "images"]
     repeats = given.repeats or (1 if given.quick else 3)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="kontext-bench-") as scratch:
@@ -27,6 +27,9 @@ def main() -> int:
         try:
             if "ingest" in chosen:
                 figures += ingest.measure(folder, rows=100_000 if given.quick else 1_000_000, repeats=repeats)
+            if "api" in chosen:
+                jobs = 100_000 if given.quick else 1_000_000
+                figures += api.measure(folder, jobs=jobs, items=100_000, repeats=repeats)
             if "pipeline" in chosen:
                 assert settings.broker_url is not None
                 count = 300 if given.quick else 2_000

@@ -20,6 +20,7 @@ from sqlalchemy import Double, Engine, literal, select
 
 from kontext_model.revision import CheckpointRef, Defaults
 from orchestrator.catalogs import Catalogue, CatalogueError, Row
+from orchestrator.catalogs.sent import Sent
 from orchestrator.prompt_limits import find_cuts
 from orchestrator.recipes import cannot_pin, read_deadline
 from orchestrator.row_reader import CUSTOM_ID, LINE, PinLora, RowReader, handoff_bytes
@@ -77,11 +78,17 @@ def new_batch_id() -> str:
     return f"{time.strftime('%Y%m%d')}-{secrets.token_hex(4)}"
 
 
-def create_batch(engine: Engine, catalogue: Catalogue, request: Request, batch_id: str | None = None) -> Batch:
+def create_batch(
+    engine: Engine,
+    catalogue: Catalogue,
+    request: Request,
+    batch_id: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Batch:
     """Store a new, still empty batch for a catalogue that has at least one row.
 
-    With a `batch_id` it is made once, however often and by how many this is called. Raises CatalogueError when the
-    catalogue has no rows, or lies where no database can note it.
+    With a `batch_id` it is made once, however often and by how many this is called; `metadata` is the caller's own.
+    Raises CatalogueError when the catalogue has no rows, or lies where no database can note it.
     """
     for name in (catalogue.uri, catalogue.image_root):
         if storable(name) != name:
@@ -108,6 +115,7 @@ def create_batch(engine: Engine, catalogue: Catalogue, request: Request, batch_i
                 ),
                 "results_uri": f"{request.results_uri}/{batch_id}",
                 "deadline_at": _deadline_at(request.asked.get("deadline")),
+                "metadata": json.dumps(dict(metadata)) if metadata else None,
             },
         )
     return read_batch(engine, batch_id)
@@ -257,7 +265,9 @@ def dry_run(
 
 
 def catalogue_version(catalogue: Catalogue) -> str:
-    """Tells a changed catalogue from the same one: size and time of a local file, else a digest of its rows."""
+    """Tells a changed catalogue from the same one: what it says itself, a local file's size and time, else its rows."""
+    if isinstance(catalogue, Sent):
+        return catalogue.version
     path = Path(catalogue.uri)
     if path.is_file():
         status = path.stat()

@@ -62,8 +62,10 @@ class Closer:
         newer manifest.
         """
         write_manifest(self._engine, batch, self._settings)
+        with reading(self._engine).connect() as looking:
+            counts = queries.count_by_state(looking, batch.id)
         with self._engine.begin() as connection:
-            closed = queries.close_batch(connection, batch.id, reopened=batch.reopened)
+            closed = queries.close_batch(connection, batch.id, reopened=batch.reopened, counts=counts)
             queries.note_told(connection, batch.id, batch.decisions)
             found = queries.read_batch(connection, batch.id)
         if closed and found is not None:

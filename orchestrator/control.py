@@ -201,3 +201,19 @@ def break_off(engine: Engine, batch: Batch) -> str | None:
     with engine.begin() as connection:
         moved = queries.move_batch(connection, batch.id, BatchStatus.PAUSED, reason=reason)
     return reason if moved else None
+
+
+def delete(engine: Engine, batch_id: str) -> int:
+    """Forget an ended batch and its jobs, in short transactions; gives how many jobs. Pictures and manifest stay.
+
+    Interrupted, it is asked again. Raises ControlError for a batch that has not ended.
+    """
+    with reading(engine).connect() as connection:
+        batch = _find(connection, batch_id)
+    if batch.ended_at is None:
+        raise ControlError(f"batch {batch_id} {_STANDS[batch.status]}; cancel it before it is deleted")
+    jobs = _move_in_chunks(engine, queries.delete_jobs, batch_id, float("inf"))
+    with engine.begin() as connection:
+        if not queries.delete_batch(connection, batch_id):
+            raise ControlError(f"batch {batch_id} was reopened or deleted meanwhile")
+    return jobs

@@ -5,14 +5,15 @@ memory at any number of jobs.
 """
 
 import csv
+import io
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sqlalchemy import Connection, Engine, RowMapping
 
@@ -28,6 +29,8 @@ OUTCOME = (
     "line", "take", "status", "code", "message", "result", "sha256", "seed", "attempts", "seconds", "reused",
     "revision", "recipe", "decision", "approved_take",
 )  # fmt: skip
+
+PIECE_ROWS = 200
 
 
 def describe(job: RowMapping, revision: str) -> dict[str, Any]:
@@ -79,30 +82,80 @@ def write_manifest(engine: Engine, batch: Batch, settings: Settings) -> str:
 
 def write_files(engine: Engine, batch: Batch, lines: Path, table: Path) -> None:
     """Write both forms of the manifest to local files."""
-    mirrored = [name for name in batch.columns if name]
-    outcome = {name: name if name == "seed" else _name_apart(name, mirrored) for name in OUTCOME}
-    header = [*(["custom_id"] if "custom_id" not in mirrored else []), *mirrored]
-    header += [name for name in outcome.values() if name not in header]
     with (
-        reading(engine).connect() as connection,
         # One cell that is no text must not keep a whole batch from its manifest, hence `replace`.
         lines.open("w", encoding="utf-8", errors="replace") as lines_file,
         table.open("w", encoding="utf-8", errors="replace", newline="") as table_file,
     ):
+        form = _Table(batch, table_file)
+        for told, given in _tell_rows(engine, batch):
+            form.write(told, given)
+            lines_file.write(_write_line(told, given))
+
+
+def stream_lines(engine: Engine, batch: Batch) -> Iterator[bytes]:
+    """The manifest as it stands now, as JSONL, in pieces."""
+    for chunk in _pieces(_write_line(told, given) for told, given in _tell_rows(engine, batch)):
+        yield chunk.encode("utf-8", "replace")
+
+
+def stream_table(engine: Engine, batch: Batch) -> Iterator[bytes]:
+    """The manifest as it stands now, as CSV, in pieces."""
+    buffer = io.StringIO()
+    form = _Table(batch, buffer)
+
+    def take() -> str:
+        text = buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+        return text
+
+    def write() -> Iterator[str]:
+        yield take()
+        for told, given in _tell_rows(engine, batch):
+            form.write(told, given)
+            yield take()
+
+    for chunk in _pieces(write()):
+        yield chunk.encode("utf-8", "replace")
+
+
+def _pieces(texts: Iterator[str]) -> Iterator[str]:
+    """Small texts joined, so that each is worth a packet."""
+    while piece := "".join(islice(texts, PIECE_ROWS)):
+        yield piece
+
+
+def _tell_rows(engine: Engine, batch: Batch) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """What is told of each job, and the catalogue's own values of its row."""
+    with reading(engine).connect() as connection:
         recipes = _Recipes(connection)
-        writer = csv.DictWriter(table_file, header, extrasaction="ignore", restval="")
-        writer.writeheader()
         for job, approved_take in _with_approved_take(queries.stream_jobs(connection, batch.id)):
-            given = _as_given(job, recipes)
             told = {**describe(job, batch.revision), "approved_take": approved_take}
             told["status"] = told.pop("state")
-            row = {**given, "image": told["image"], "custom_id": job["custom_id"]}
-            row |= {outcome[name]: told[name] for name in OUTCOME if name != "seed" or "seed" not in given}
-            writer.writerow({name: "" if row.get(name) is None else row.get(name) for name in header})
-            del told["stage"], told["attempt"]
-            if given:
-                told["given"] = given
-            lines_file.write(json.dumps(told, ensure_ascii=False) + "\n")
+            yield told, _as_given(job, recipes)
+
+
+class _Table:
+    """The CSV form: the catalogue's columns, then ours under names that do not stand there already."""
+
+    def __init__(self, batch: Batch, file: TextIO) -> None:
+        mirrored = [name for name in batch.columns if name]
+        self._outcome = {name: name if name == "seed" else _name_apart(name, mirrored) for name in OUTCOME}
+        self._header = [*(["custom_id"] if "custom_id" not in mirrored else []), *mirrored]
+        self._header += [name for name in self._outcome.values() if name not in self._header]
+        self._writer = csv.DictWriter(file, self._header, extrasaction="ignore", restval="")
+        self._writer.writeheader()
+
+    def write(self, told: dict[str, Any], given: dict[str, Any]) -> None:
+        row = {**given, "image": told["image"], "custom_id": told["custom_id"]}
+        row |= {self._outcome[name]: told[name] for name in OUTCOME if name != "seed" or "seed" not in given}
+        self._writer.writerow({name: "" if row.get(name) is None else row.get(name) for name in self._header})
+
+
+def _write_line(told: dict[str, Any], given: dict[str, Any]) -> str:
+    line = {name: value for name, value in told.items() if name not in ("stage", "attempt")}
+    return json.dumps(line | ({"given": given} if given else {}), ensure_ascii=False) + "\n"
 
 
 def _with_approved_take(jobs: Iterator[RowMapping]) -> Iterator[tuple[RowMapping, int | None]]:
@@ -125,6 +178,12 @@ class _Recipes:
 
     def __init__(self, connection: Connection) -> None:
         self.read = lru_cache(1000)(lambda recipe_id: queries.read_recipe(connection, recipe_id) or {})
+
+
+def read_given(job: RowMapping) -> dict[str, Any]:
+    """The catalogue's own columns of a row, without what other columns and the recipe tell."""
+    given: dict[str, Any] = json.loads(job["given"]) if job["given"] else {}
+    return {name: redact_cell(value) if isinstance(value, str) else value for name, value in given.items()}
 
 
 def _as_given(job: RowMapping, recipes: _Recipes) -> dict[str, Any]:

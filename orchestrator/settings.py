@@ -83,6 +83,9 @@ class Settings(BaseModel):
     max_image_px: int = Field(64_000_000, ge=256, description="largest source image, width × height")
     api_requests_per_s: float = Field(100.0, gt=0, description="calls a second that a key or session may make")
     max_upload_bytes: int = Field(1 << 30, ge=1 << 20, description="largest catalogue or archive sent to the API")
+    cost_per_hour: float | None = Field(
+        None, ge=0, description="what an hour of a worker costs, for the estimates of dry runs"
+    )
     log_format: Literal["text", "json"] = Field("text", description="form of the log lines")
 
     @field_validator("allowed_hosts", "webhook_hosts", mode="before")

@@ -6,18 +6,20 @@ Owns the table of routers; a part of the API or of the pages is one line of it.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from orchestrator import dashboard
-from orchestrator.api import health, reference, sign_in
+from orchestrator.api import batches, exports, health, jobs, keys, live, reference, sign_in, standing, submit, uploads
 from orchestrator.api.access import Gate
 from orchestrator.api.headers import SecurityHeaders, security_headers
 from orchestrator.api.problems import TellTooLarge, install_problems
 from orchestrator.api.resources import open_resources
 from orchestrator.settings import Settings
+from orchestrator.tallies import Tallies
 
 MAX_BODY_BYTES = 1 << 20
 """Of any request, where a route does not allow more."""
@@ -28,17 +30,30 @@ ROUTERS: tuple[APIRouter, ...] = (
     sign_in.public,
     sign_in.router,
     reference.router,
+    batches.router,
+    jobs.router,
+    exports.router,
+    live.router,
+    standing.router,
+    keys.router,
     *dashboard.ROUTERS,
 )
+UPLOADING: tuple[APIRouter, ...] = (submit.router, uploads.router)
+"""Those that take bodies as large as `max_upload_bytes`."""
 
 
 def build_app(settings: Settings) -> FastAPI:
     """The application for these settings; needs `database_url` and `broker_url`. Connects to nothing yet."""
     resources = open_resources(settings)
+    tallies = Tallies(resources.engine)
+    services = {Tallies: tallies, live.Watcher: live.Watcher(resources.engine, tallies)}
+    resources = replace(resources, services=services)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        resources.service(live.Watcher).close()
+        resources.service(Tallies).close()
         resources.broker.close()
         resources.engine.dispose()
 
@@ -53,6 +68,8 @@ def build_app(settings: Settings) -> FastAPI:
     app.state.resources, app.state.error_headers = resources, headers
     for router in ROUTERS:
         app.include_router(router, max_body_size=MAX_BODY_BYTES)
+    for router in UPLOADING:
+        app.include_router(router, max_body_size=settings.max_upload_bytes)
     install_problems(app)
     reference.install_reference(app)
     app.add_middleware(TellTooLarge)

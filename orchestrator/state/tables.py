@@ -73,6 +73,8 @@ batches = Table(
         sqlite_where=text("ended_at IS NULL"),
         postgresql_where=text("ended_at IS NULL"),
     ),
+    Column("metadata", Text, comment="JSON object of texts: the caller's own"),
+    Column("ended_counts", Text, comment="JSON: jobs by state, of an ended batch"),
     Index("batches_request_idx", "request"),
     Index(
         "batches_untold_idx",
@@ -81,6 +83,7 @@ batches = Table(
         postgresql_where=text("decisions > decisions_told"),
     ),
 )
+Index("batches_created_idx", batches.c.created_at.desc(), batches.c.id.desc())
 
 recipes = Table(
     "recipes",
@@ -178,6 +181,14 @@ Index(
     sqlite_where=text("state = 'queued'"),
     postgresql_where=text("state = 'queued'"),
 )
+# What pages ask of many jobs: how many were reused, what failed, how fast it went.
+for _name, _columns, _where in (
+    ("jobs_reused_idx", ("batch_id",), "reused = 1"),
+    ("jobs_failed_idx", ("batch_id", "code", "line", "take"), "state = 'failed'"),
+    ("jobs_failed_at_idx", ("ended_at", "code"), "state = 'failed'"),
+    ("jobs_succeeded_at_idx", ("ended_at", "batch_id"), "state = 'succeeded'"),
+):
+    Index(_name, *(jobs.c[column] for column in _columns), sqlite_where=text(_where), postgresql_where=text(_where))
 
 attempts = Table(
     "attempts",
@@ -360,6 +371,16 @@ delivery_attempts = Table(
     Column("latency_s", Float, nullable=False),
     Column("error", Text),
     Column("answer", Text, comment="the beginning of the answer's body, without secrets"),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("caller", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("sha256", Text, nullable=False, comment="of the request"),
+    Column("batch_id", Text, nullable=False, comment="the batch that the request makes, or has made"),
+    Column("created_at", Double, nullable=False),
 )
 
 

@@ -212,6 +212,18 @@ class S3Store:
     def locate(self, key: str) -> str:
         return f"s3://{self.bucket}/{self._name(key)}"
 
+    def presign(self, key: str, life_s: int) -> str | None:
+        return self._presign("get_object", key, life_s)
+
+    def presign_put(self, key: str, life_s: int) -> str | None:
+        return self._presign("put_object", key, life_s)
+
+    def _presign(self, call: str, key: str, life_s: int) -> str:
+        name = self._name(key)
+        with self._explain(key):
+            given = {"Bucket": self.bucket, "Key": name}
+            return str(self._client.generate_presigned_url(call, Params=given, ExpiresIn=life_s))
+
     def check_writable(self) -> None:
         self.replace(CHECK_KEY, b"kontext")
         self.delete(CHECK_KEY)
@@ -251,6 +263,7 @@ def _open_client(local_url: str | None) -> Any:
     """One client per process and endpoint; clients are safe to share between threads."""
     session = boto3.session.Session()
     config: dict[str, Any] = {
+        "signature_version": "s3v4",  # the older one, which presigning falls back to, signs the content type too
         "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
         "connect_timeout": CONNECT_TIMEOUT_S,
         "read_timeout": READ_TIMEOUT_S,

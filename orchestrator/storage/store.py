@@ -127,6 +127,12 @@ class Store(Protocol):
     def locate(self, key: str) -> str:
         """The absolute URI of a key, which `open_object` reads back."""
 
+    def presign(self, key: str, life_s: int) -> str | None:
+        """An https address that gives the object to whoever has it, for so long; None where the store has none."""
+
+    def presign_put(self, key: str, life_s: int) -> str | None:
+        """An https address that takes the object from whoever has it, for so long; None where the store has none."""
+
     def check_writable(self) -> None:
         """Write and remove a small object. Raises StorageError saying why results could not be written here."""
 

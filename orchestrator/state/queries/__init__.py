@@ -1,7 +1,7 @@
 """Every statement, named: `access` for who may call and what they changed, `batches` for what was asked, `jobs` for the
 way of a job, `control` for what is asked of it meanwhile, `decisions` for what becomes of the pictures, `ledger` for
-what is reused, `workers` for who is alive, `schedules` for what is fired by the clock,
-`outbox` and `webhooks` for who is told of what.
+what is reused, `lists` and `overview` for what pages tell, `schedules` for what is fired by the clock, `outbox` and
+`webhooks` for who is told of what, `workers` for who is alive.
 
 Functions take an open connection and never commit: the caller says what belongs together. All of them run on
 PostgreSQL and SQLite alike.
@@ -28,12 +28,15 @@ from orchestrator.state.queries.access import (
 from orchestrator.state.queries.batches import (
     Batch,
     BatchCounts,
+    Idempotency,
     add_recipes,
     count_batches,
     count_by_error,
     count_by_state,
+    count_many_by_state,
     create_batch,
     find_open_request,
+    keep_idempotency,
     last_end,
     list_batches,
     move_batch,
@@ -42,6 +45,8 @@ from orchestrator.state.queries.batches import (
     read_batch,
     read_clock,
     read_recipe,
+    read_recipes,
+    recent_seconds,
     stage_seconds,
     start_batch,
     stream_jobs,
@@ -51,6 +56,8 @@ from orchestrator.state.queries.control import (
     cancel_jobs,
     close_batch,
     count_failures,
+    delete_batch,
+    delete_jobs,
     expire_jobs,
     match_jobs,
     reopen_batch,
@@ -94,7 +101,18 @@ from orchestrator.state.queries.ledger import (
     recall_sources,
     source_id,
 )
+from orchestrator.state.queries.lists import UNDECIDED, JobFilter, JobPage, list_jobs
 from orchestrator.state.queries.outbox import TEST_EVENT, tell_of_bad_rows
+from orchestrator.state.queries.overview import (
+    FailureGroup,
+    JobHistory,
+    Overview,
+    failures_grouped,
+    job_history,
+    overview,
+    stage_depths,
+    throughput,
+)
 from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished, Group, Retried
 from orchestrator.state.queries.runs import (
     Report,
@@ -151,27 +169,32 @@ from orchestrator.state.queries.workers import (
     dead_workers,
     end_worker,
     has_backlog,
+    held_jobs,
     live_workers,
     register_worker,
 )
 
 __all__ = [
-    "AGING_S", "ENDS", "TEST_EVENT", "Advanced", "ApiKey", "AuditEntry", "Batch", "BatchCounts", "Claimed",
-    "ClaimedDelivery", "Credential", "Delivery", "DeliveryAttempt", "Ended", "Failed", "Finished", "Group", "Report",
-    "Retried", "Run", "Schedule", "Source", "Take", "Webhook", "Worker", "add_key", "add_recipes", "add_run",
-    "add_schedule", "add_sign_in", "add_take", "add_webhook", "advance", "any_held", "any_source", "beat",
-    "cancel_jobs", "carry", "change_schedule", "claim", "claim_delivery", "claim_run", "close_batch", "count_batches",
-    "count_before", "count_by_error", "count_by_state", "count_decisions", "count_failures", "count_jobs",
-    "count_keys", "count_outcomes", "create_batch", "dead_workers", "decide", "dispatch", "due_schedules",
-    "due_webhooks", "end_delivery", "end_run", "end_worker", "expire_jobs", "fail", "fail_run", "find_blocking_run",
-    "find_key", "find_open_request", "find_reusable", "find_sign_in", "hand_back", "has_backlog", "hold_run",
-    "in_flight", "keep_secret", "last_end", "learn_sources", "list_audit", "list_batches", "list_deliveries",
-    "list_delivery_attempts", "list_keys", "list_runs", "list_schedules", "list_takes", "list_webhooks",
-    "live_workers", "lock_schedule", "lose_handoffs", "match_jobs", "move_batch", "note_ingested", "note_key_used",
-    "note_told", "open_batches", "open_runs", "prune_deliveries", "read_batch", "read_clock", "read_delivery",
-    "read_key", "read_recipe", "read_run", "read_schedule", "read_webhook", "recall_sources", "record_audit",
-    "register_worker", "release_run", "remove_schedule", "remove_webhook", "renew_runs", "reopen_batch",
-    "replay_delivery", "restart_jobs", "restartable", "resume_batch", "retry", "revoke_key", "rotate_secret",
-    "set_priority", "skip_run", "source_id", "stage_seconds", "start_batch", "start_run", "stream_jobs", "succeed",
-    "take_back", "tell_of_bad_rows", "tell_test", "unfinished", "units_queued", "untold_batches", "use_sign_in",
+    "AGING_S", "ENDS", "TEST_EVENT", "UNDECIDED", "Advanced", "ApiKey", "AuditEntry", "Batch", "BatchCounts",
+    "Claimed", "ClaimedDelivery", "Credential", "Delivery", "DeliveryAttempt", "Ended", "Failed", "FailureGroup",
+    "Finished", "Group", "Idempotency", "JobFilter", "JobHistory", "JobPage", "Overview", "Report", "Retried",
+    "Run", "Schedule", "Source", "Take", "Webhook", "Worker", "add_key", "add_recipes", "add_run", "add_schedule",
+    "add_sign_in", "add_take", "add_webhook", "advance", "any_held", "any_source", "beat", "cancel_jobs", "carry",
+    "change_schedule", "claim", "claim_delivery", "claim_run", "close_batch", "count_batches", "count_before",
+    "count_by_error", "count_by_state", "count_decisions", "count_failures", "count_jobs", "count_keys",
+    "count_many_by_state", "count_outcomes", "create_batch", "dead_workers", "decide", "delete_batch",
+    "delete_jobs", "dispatch", "due_schedules", "due_webhooks", "end_delivery", "end_run", "end_worker",
+    "expire_jobs", "fail", "fail_run", "failures_grouped", "find_blocking_run", "find_key", "find_open_request",
+    "find_reusable", "find_sign_in", "hand_back", "has_backlog", "held_jobs", "hold_run", "in_flight",
+    "job_history", "keep_idempotency", "keep_secret", "last_end", "learn_sources", "list_audit", "list_batches",
+    "list_deliveries", "list_delivery_attempts", "list_jobs", "list_keys", "list_runs", "list_schedules",
+    "list_takes", "list_webhooks", "live_workers", "lock_schedule", "lose_handoffs", "match_jobs", "move_batch",
+    "note_ingested", "note_key_used", "note_told", "open_batches", "open_runs", "overview", "prune_deliveries",
+    "read_batch", "read_clock", "read_delivery", "read_key", "read_recipe", "read_recipes", "read_run",
+    "read_schedule", "read_webhook", "recall_sources", "recent_seconds", "record_audit", "register_worker",
+    "release_run", "remove_schedule", "remove_webhook", "renew_runs", "reopen_batch", "replay_delivery",
+    "restart_jobs", "restartable", "resume_batch", "retry", "revoke_key", "rotate_secret", "set_priority",
+    "skip_run", "source_id", "stage_depths", "stage_seconds", "start_batch", "start_run", "stream_jobs", "succeed",
+    "take_back", "tell_of_bad_rows", "tell_test", "throughput", "unfinished", "units_queued", "untold_batches",
+    "use_sign_in",
 ]  # fmt: skip

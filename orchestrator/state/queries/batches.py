@@ -2,15 +2,15 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, case, func, select, tuple_, update
+from sqlalchemy import Connection, RowMapping, case, func, literal_column, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.state.database import now
 from orchestrator.state.queries.outbox import tell_of_batch
-from orchestrator.state.tables import batches, jobs, recipes
+from orchestrator.state.tables import batches, idempotency, jobs, recipes
 from orchestrator.state.transitions import BATCH_MOVES, OPEN_BATCH, BatchStatus, Event, JobState
 
 PAGE_ROWS = 1000
@@ -19,6 +19,25 @@ _TOLD: Mapping[BatchStatus, Event] = {
     BatchStatus.FAILED: Event.BATCH_FAILED,
     BatchStatus.COMPLETED: Event.BATCH_COMPLETED,
 }
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """Jobs by state; the six always sum to `total`. `reused` is a part of `succeeded`."""
+
+    total: int
+    pending: int = 0
+    queued: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    reused: int = 0
+
+    @property
+    def ended(self) -> int:
+        """Jobs that will not move again by themselves."""
+        return self.succeeded + self.failed + self.cancelled
 
 
 @dataclass(frozen=True)
@@ -50,31 +69,14 @@ class Batch:
     reopened: int = 0
     decisions: int = 0
     decisions_told: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    ended_counts: BatchCounts | None = None
 
     @property
     def manifest_uri(self) -> str | None:
         """Where its manifest lies; None until it has ended."""
         ended = self.status in (BatchStatus.COMPLETED, BatchStatus.CANCELLED)
         return f"{self.results_uri}/manifest.jsonl" if ended else None
-
-
-@dataclass(frozen=True)
-class BatchCounts:
-    """Jobs by state; the six always sum to `total`. `reused` is a part of `succeeded`."""
-
-    total: int
-    pending: int = 0
-    queued: int = 0
-    running: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    reused: int = 0
-
-    @property
-    def ended(self) -> int:
-        """Jobs that will not move again by themselves."""
-        return self.succeeded + self.failed + self.cancelled
 
 
 def create_batch(connection: Connection, batch: Mapping[str, Any]) -> bool:
@@ -90,9 +92,19 @@ def read_batch(connection: Connection, batch_id: str) -> Batch | None:
     return None if row is None else as_batch(row)
 
 
-def list_batches(connection: Connection, *, limit: int) -> list[Batch]:
-    """The newest batches."""
+def list_batches(
+    connection: Connection,
+    *,
+    limit: int,
+    statuses: Sequence[BatchStatus] = (),
+    before: tuple[float, str] | None = None,
+) -> list[Batch]:
+    """The newest batches, of these statuses; `before` is (created_at, id) of the last one of the page before."""
     statement = select(batches).order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit)
+    if statuses:
+        statement = statement.where(batches.c.status.in_(statuses))
+    if before is not None:
+        statement = statement.where(tuple_(batches.c.created_at, batches.c.id) < before)
     return [as_batch(row) for row in connection.execute(statement).mappings()]
 
 
@@ -178,13 +190,30 @@ def move_batch(connection: Connection, batch_id: str, to: BatchStatus, *, reason
 
 def count_by_state(connection: Connection, batch_id: str) -> BatchCounts:
     """The batch's jobs by state, from one statement, so that they sum whatever happens meanwhile."""
+    return count_many_by_state(connection, [batch_id])[batch_id]
+
+
+def count_many_by_state(connection: Connection, batch_ids: Sequence[str]) -> dict[str, BatchCounts]:
+    """The jobs of several batches by state; a batch without jobs counts none."""
     # Asked first, since it only grows: it is never more than `succeeded`.
-    reused = connection.execute(
-        select(func.count()).where(jobs.c.batch_id == batch_id, jobs.c.state == JobState.SUCCEEDED, jobs.c.reused == 1)
-    ).scalar_one()
-    statement = select(jobs.c.state, func.count()).where(jobs.c.batch_id == batch_id).group_by(jobs.c.state)
-    counts: dict[str, int] = dict(connection.execute(statement).all())
-    return BatchCounts(total=sum(counts.values()), reused=reused, **counts)
+    reused = (
+        select(jobs.c.batch_id, func.count())
+        .where(jobs.c.batch_id.in_(batch_ids), jobs.c.reused == literal_column("1"))
+        .group_by(jobs.c.batch_id)
+    )
+    reused_of: dict[str, int] = dict(connection.execute(reused).all())
+    statement = (
+        select(jobs.c.batch_id, jobs.c.state, func.count())
+        .where(jobs.c.batch_id.in_(batch_ids))
+        .group_by(jobs.c.batch_id, jobs.c.state)
+    )
+    found: dict[str, dict[str, int]] = {batch_id: {} for batch_id in batch_ids}
+    for batch_id, state, count in connection.execute(statement):
+        found[batch_id][state] = count
+    return {
+        batch_id: BatchCounts(total=sum(states.values()), reused=reused_of.get(batch_id, 0), **states)
+        for batch_id, states in found.items()
+    }
 
 
 def count_by_error(connection: Connection, batch_id: str) -> Mapping[str, int]:
@@ -261,5 +290,52 @@ def as_batch(row: RowMapping) -> Batch:
         "columns": tuple(json.loads(row["columns"])),
         "options": json.loads(row["options"]),
         "status": BatchStatus(row["status"]),
+        "metadata": json.loads(row["metadata"] or "{}"),
+        "ended_counts": BatchCounts(**json.loads(row["ended_counts"])) if row["ended_counts"] else None,
     }
     return Batch(**values)
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """What an idempotency key stands for."""
+
+    sha256: str
+    batch_id: str
+
+
+def keep_idempotency(connection: Connection, *, caller: str, key: str, sha256: str, batch_id: str) -> Idempotency:
+    """What a caller's key stands for: this request and batch, unless it was given before. Safe for many at once."""
+    dialect = {"postgresql": postgresql, "sqlite": sqlite}[connection.dialect.name]
+    values = {"caller": caller, "key": key, "sha256": sha256, "batch_id": batch_id}
+    statement = dialect.insert(idempotency).values(created_at=now(), **values).on_conflict_do_nothing()
+    connection.execute(statement)
+    row = connection.execute(
+        select(idempotency.c.sha256, idempotency.c.batch_id).where(
+            idempotency.c.caller == caller, idempotency.c.key == key
+        )
+    ).one()
+    return Idempotency(*row)
+
+
+def recent_seconds(connection: Connection, *, revision: str, latest: int) -> float | None:
+    """Seconds of work a picture, over the `latest` ones that were drawn by this revision; None where there are none."""
+    took = func.coalesce(jobs.c.encode_s, 0.0) + jobs.c.sample_s + func.coalesce(jobs.c.decode_s, 0.0)
+    some = (
+        select(took.label("took"), batches.c.revision, jobs.c.reused)
+        .join(batches, batches.c.id == jobs.c.batch_id)
+        .where(jobs.c.state == literal_column("'succeeded'"))
+        .order_by(jobs.c.ended_at.desc())
+        .limit(latest)
+        .subquery()
+    )
+    mean: float | None = connection.execute(
+        select(func.avg(some.c.took)).where(some.c.revision == revision, some.c.reused == 0)
+    ).scalar_one()
+    return mean
+
+
+def read_recipes(connection: Connection, *, limit: int, after: str = "") -> list[tuple[str, Mapping[str, Any]]]:
+    """Recipes by id, those after `after`."""
+    statement = select(recipes).where(recipes.c.id > after).order_by(recipes.c.id).limit(limit)
+    return [(row.id, json.loads(row.body)) for row in connection.execute(statement)]

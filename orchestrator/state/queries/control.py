@@ -4,13 +4,15 @@ Jobs move in chunks that the caller repeats, so that no transaction holds SQLite
 others hold locked at the moment are left to the next chunk: nobody waits for anybody.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, or_, select, tuple_, update
 
 from orchestrator.state.database import now
-from orchestrator.state.queries.batches import PAGE_ROWS
+from orchestrator.state.queries.batches import PAGE_ROWS, BatchCounts
 from orchestrator.state.queries.jobs import AGING_S, unfinished
 from orchestrator.state.queries.outbox import tell_of_batch, tell_of_failed_jobs
 from orchestrator.state.queries.runs import reopen_runs
@@ -179,6 +181,7 @@ def reopen_batch(connection: Connection, batch_id: str) -> bool:
             status=case((paused, BatchStatus.PAUSED), else_=BatchStatus.RUNNING),
             reason=case((paused, batches.c.reason), else_=None),
             ended_at=None,
+            ended_counts=None,
             started_at=func.coalesce(batches.c.started_at, now()),
             resumed_at=now(),
             reopened=batches.c.reopened + 1,
@@ -214,8 +217,10 @@ def restart_jobs(connection: Connection, ids: Sequence[int]) -> int:
     return connection.execute(statement).rowcount
 
 
-def close_batch(connection: Connection, batch_id: str, *, reopened: int) -> bool:
+def close_batch(connection: Connection, batch_id: str, *, reopened: int, counts: BatchCounts | None = None) -> bool:
     """End a batch whose jobs have all ended, if it was not reopened since `reopened` was read.
+
+    `counts` were read since then; where they say that all jobs had ended, they are kept: nobody needs to count again.
 
     Locks the row first and looks at the jobs afterwards, so that a retry comes wholly before or wholly after.
     """
@@ -225,7 +230,12 @@ def close_batch(connection: Connection, batch_id: str, *, reopened: int) -> bool
     if found is None or found.status not in ENDS or found.reopened != reopened or unfinished(connection, batch_id):
         return False
     to = ENDS[BatchStatus(found.status)]
-    connection.execute(update(batches).where(batches.c.id == batch_id).values(status=to, ended_at=now()))
+    final = counts is not None and counts.ended == counts.total
+    connection.execute(
+        update(batches)
+        .where(batches.c.id == batch_id)
+        .values(status=to, ended_at=now(), ended_counts=json.dumps(asdict(counts)) if counts and final else None)
+    )
     if to == BatchStatus.COMPLETED:
         tell_of_batch(connection, Event.BATCH_COMPLETED, batch_id)
     return True
@@ -249,3 +259,20 @@ def count_failures(
     most = None if enough is None else max(20, int(failed * enough) + 1)
     some = select(jobs.c.id).where(*ran, in_state(JobState.SUCCEEDED)).limit(most).subquery()
     return failed, connection.execute(select(func.count()).select_from(some)).scalar_one()
+
+
+def delete_jobs(connection: Connection, batch_id: str, limit: int) -> int:
+    """Forget up to `limit` jobs of an ended batch, with their attempts; gives how many."""
+    ended = select(batches.c.id).where(batches.c.id == batch_id, batches.c.ended_at.is_not(None)).exists()
+    chosen = select(jobs.c.id).where(jobs.c.batch_id == batch_id, ended).limit(limit)
+    return connection.execute(delete(jobs).where(jobs.c.id.in_(chosen))).rowcount
+
+
+def delete_batch(connection: Connection, batch_id: str) -> bool:
+    """Forget an ended batch that has no jobs left. False when it is open again."""
+    statement = delete(batches).where(
+        batches.c.id == batch_id,
+        batches.c.ended_at.is_not(None),
+        ~select(jobs.c.id).where(jobs.c.batch_id == batch_id).exists(),
+    )
+    return connection.execute(statement).rowcount == 1

@@ -99,3 +99,12 @@ def has_backlog(
         .limit(1)
     )
     return connection.execute(statement).first() is not None
+
+
+def held_jobs(connection: Connection, worker_ids: Sequence[str]) -> dict[str, list[int]]:
+    """The jobs that these workers hold, by worker."""
+    held: dict[str, list[int]] = {}
+    statement = select(jobs.c.worker_id, jobs.c.id).where(in_state(JobState.RUNNING), jobs.c.worker_id.in_(worker_ids))
+    for worker_id, job_id in connection.execute(statement.order_by(jobs.c.id)):
+        held.setdefault(worker_id, []).append(job_id)
+    return held

@@ -1,0 +1,120 @@
+"""API keys, and the log of who changed what. For administrators alone."""
+
+from typing import Annotated, Any
+
+from fastapi import Path, Query, Response
+from pydantic import BaseModel, Field
+
+from orchestrator.access.keys import NAME_MAX_CHARACTERS, create_key
+from orchestrator.access.scopes import Scope
+from orchestrator.api.access import Admin, open_router
+from orchestrator.api.audit import note
+from orchestrator.api.batches import Limit
+from orchestrator.api.cursors import read_cursor, write_cursor
+from orchestrator.api.problems import Problem
+from orchestrator.api.resources import Open
+from orchestrator.api.shapes import Page, whole
+from orchestrator.state import queries
+from orchestrator.state.database import reading
+from orchestrator.state.queries import ApiKey
+
+router = open_router(prefix="/v1", tags=["keys"])
+LISTED = 1000
+
+
+class NewKeyRequest(BaseModel):
+    """Whose a key is, and what it may do."""
+
+    model_config = {"extra": "forbid"}
+    name: str = Field(min_length=1, max_length=NAME_MAX_CHARACTERS, examples=["shop system"])
+    scope: Scope = Field(Scope.SUBMIT, description="each includes those before it")
+
+
+class KeyShape(BaseModel):
+    """A key; its secret cannot be had again."""
+
+    id: str = Field(examples=["3f2a91c07b5e"])
+    object: str = "api_key"
+    name: str
+    scope: Scope
+    created_at: int
+    last_used_at: int | None
+    revoked_at: int | None
+
+
+class NewKeyShape(KeyShape):
+    """A key just made."""
+
+    secret: str = Field(description="shown this once", examples=["kx_3f2a91c07b5e_…"])
+
+
+class AuditShape(BaseModel):
+    """One change."""
+
+    id: int
+    object: str = "audit_entry"
+    at: float
+    caller: str = Field(examples=["key:3f2a91c07b5e"])
+    action: str = Field(examples=["batch.pause"])
+    target: str
+    detail: dict[str, Any]
+
+
+@router.get("/keys", response_model=Page[KeyShape])
+def list_keys(_: Admin, opened: Open) -> Page[KeyShape]:
+    """The newest keys, revoked ones included."""
+    with reading(opened.engine).connect() as connection:
+        keys = queries.list_keys(connection, limit=LISTED)
+    return Page(data=[KeyShape(**_values(key)) for key in keys], has_more=False)
+
+
+@router.post("/keys", response_model=NewKeyShape, status_code=201)
+def add_key(caller: Admin, opened: Open, asked: NewKeyRequest) -> NewKeyShape:
+    """Make a key; its secret is shown this once."""
+    try:
+        made = create_key(opened.engine, asked.name, asked.scope)
+    except ValueError as error:
+        raise Problem(422, "bad_name", str(error)) from None
+    note(opened, caller, "key.create", made.key.id, name=made.key.name, scope=asked.scope)
+    return NewKeyShape(**_values(made.key), secret=made.secret)
+
+
+@router.delete("/keys/{key_id}", status_code=204, response_class=Response)
+def revoke_key(caller: Admin, opened: Open, key_id: Annotated[str, Path(max_length=100)]) -> Response:
+    """End a key and the sessions that it opened; once more is as good."""
+    with opened.engine.begin() as connection:
+        found = queries.read_key(connection, key_id) if "\0" not in key_id else None
+        revoked = found is not None and queries.revoke_key(connection, key_id)
+    if found is None:
+        raise Problem(404, "not_found", f"there is no key {key_id!r}")
+    if revoked:
+        note(opened, caller, "key.revoke", key_id)
+    return Response(status_code=204)
+
+
+@router.get("/audit", response_model=Page[AuditShape])
+def list_audit(
+    _: Admin,
+    opened: Open,
+    target: Annotated[list[str] | None, Query(max_length=50, description="only changes of these")] = None,
+    limit: Limit = 100,
+    after: Annotated[str | None, Query(max_length=200)] = None,
+) -> Page[AuditShape]:
+    """The newest changes, in pages."""
+    key = read_cursor(after, int)
+    if key is not None and not 0 <= key[0] < 2**53:
+        raise Problem(422, "bad_cursor", "after: this cursor is of no page")
+    targets = [text.replace("\0", "") for text in target or ()]
+    with reading(opened.engine).connect() as connection:
+        found = queries.list_audit(connection, limit=limit + 1, before=key[0] if key else None, targets=targets)
+    page, more = found[:limit], len(found) > limit
+    return Page(
+        data=[AuditShape(**{**vars(entry), "detail": dict(entry.detail)}) for entry in page],
+        has_more=more,
+        next=write_cursor(page[-1].id) if more else None,
+    )
+
+
+def _values(key: ApiKey) -> dict[str, Any]:
+    times = {name: whole(getattr(key, name)) for name in ("created_at", "last_used_at", "revoked_at")}
+    return {**vars(key), **times}

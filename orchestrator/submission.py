@@ -1,0 +1,161 @@
+"""Making a batch of what was sent: the options it came with, once for each idempotency key, and what it would cost.
+
+Owns reading options as a program gives them. Refuses what names files of this machine: a caller is somebody else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Engine
+
+from kontext_model.lora_file import LoraError, LoraPin
+from orchestrator.batches import BatchError, Request, create_batch, ingest, new_batch_id, request_of
+from orchestrator.catalogs import Catalogue, CatalogueError
+from orchestrator.checkpoints import pin_checkpoint
+from orchestrator.recipes import OPTIONS, PER_BATCH, PER_JOB, OptionError, read_option
+from orchestrator.settings import Settings
+from orchestrator.state import queries
+from orchestrator.state.database import reading
+from orchestrator.state.queries import Batch
+from orchestrator.state.transitions import BatchStatus
+from orchestrator.storage.loras import pin_lora
+
+KNOWN = frozenset({*OPTIONS, "seed", *PER_BATCH})
+METADATA_MOST, METADATA_KEY_CHARACTERS, METADATA_VALUE_CHARACTERS = 16, 64, 512
+RECENT_JOBS = 500
+
+
+class KeyReused(BatchError):
+    """An idempotency key came with another request before; the message says of which batch."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What jobs would take by what recent ones took; `None` where none have run yet.
+
+    `seconds` are a worker's, over all jobs; `wall_s` is until the end with the workers that live now.
+    """
+
+    jobs: int
+    seconds: float | None
+    wall_s: float | None
+    cost: float | None
+
+
+def read_asked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Read options as a program gives them: texts or numbers. Raises OptionError."""
+    asked: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in KNOWN:
+            hint = "; give it beside the options" if name in PER_JOB else ""
+            raise OptionError(
+                name, "unknown_option", f"{name[:80]!r} is no option{hint}; options: {', '.join(sorted(KNOWN))}"
+            )
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise OptionError(name, f"bad_{name}", f"{name}: expected a text or a number")
+        asked[name] = read_option(name, str(value))
+    if {"prompt", "preset"} <= set(asked):
+        raise OptionError("preset", "prompt_and_preset", "prompt and preset are both set; keep one of them")
+    return asked
+
+
+def read_metadata(given: Mapping[str, Any] | None) -> dict[str, str]:
+    """A caller's own texts, as other batch services bound them. Raises OptionError."""
+    metadata = dict(given or {})
+    good = len(metadata) <= METADATA_MOST and all(
+        isinstance(value, str)
+        and len(name) <= METADATA_KEY_CHARACTERS
+        and len(value) <= METADATA_VALUE_CHARACTERS
+        and "\0" not in name + value
+        for name, value in metadata.items()
+    )
+    if not good:
+        raise OptionError(
+            "metadata",
+            "bad_metadata",
+            f"metadata: expected at most {METADATA_MOST} texts, names of {METADATA_KEY_CHARACTERS} and values of "
+            f"{METADATA_VALUE_CHARACTERS} characters",
+        )
+    return metadata
+
+
+def make_request(settings: Settings, asked: Mapping[str, Any], priority: int = 0) -> Request:
+    """The request for what was asked, pinned to checkpoint and LoRA. Raises OptionError, CheckpointError."""
+    assert settings.results_uri is not None
+    pin = partial(_pin_remote, settings=settings)
+    if "lora" in asked:
+        try:
+            pinned = pin(asked["lora"], "")
+        except LoraError as error:
+            raise OptionError("lora", error.code, str(error)) from error
+        asked = {**asked, "lora": pinned.place, "lora_sha256": pinned.sha256}
+    request = request_of(settings, pin_checkpoint(settings), asked, settings.results_uri)
+    return replace(request, priority=priority, pin_lora=pin)
+
+
+def check_prompted(catalogue: Catalogue, asked: Mapping[str, Any]) -> None:
+    """Raise CatalogueError for a catalogue without rows, OptionError where nothing says what to do."""
+    if catalogue.is_empty():
+        raise CatalogueError(f"{catalogue.uri} holds no rows: there is nothing to do")
+    if not {"prompt", "preset"} & {*asked, *catalogue.columns}:
+        raise OptionError("preset", "no_prompt", "nothing says what to do: give preset or prompt, for all or by row")
+
+
+def inputs_uri(settings: Settings) -> str:
+    """Where images lie that were sent to us, each under its digest."""
+    return f"{settings.results_uri}/inputs"
+
+
+def submit(
+    engine: Engine,
+    catalogue: Catalogue,
+    request: Request,
+    metadata: Mapping[str, str],
+    key: tuple[str, str, str] | None = None,
+) -> tuple[Batch, bool]:
+    """Store a batch with all its rows; gives it, and whether it was made now.
+
+    `key` is (caller, idempotency key, digest of the request): the same three give the same batch, which goes on being
+    stored where an earlier call was cut off. Raises KeyReused, BatchError, CatalogueError.
+    """
+    batch_id = new_batch_id()
+    if key is not None:
+        caller, name, sha256 = key
+        with engine.begin() as connection:
+            kept = queries.keep_idempotency(connection, caller=caller, key=name, sha256=sha256, batch_id=batch_id)
+        if kept.sha256 != sha256:
+            raise KeyReused(f"Idempotency-Key {name!r} was used for another request, batch {kept.batch_id}")
+        batch_id = kept.batch_id
+    with reading(engine).connect() as connection:
+        batch = queries.read_batch(connection, batch_id)
+    made = batch is None
+    if batch is None:
+        batch = create_batch(engine, catalogue, request, batch_id, metadata)
+    if batch.status == BatchStatus.INGESTING:
+        batch = ingest(engine, batch, catalogue, request)
+    return batch, made
+
+
+def estimate(engine: Engine, settings: Settings, revision: str, jobs: int) -> Estimate:
+    """What so many jobs would take by the latest ones of this checkpoint."""
+    with reading(engine).connect() as connection:
+        each_s = queries.recent_seconds(connection, revision=revision, latest=RECENT_JOBS)
+        workers = queries.live_workers(connection, lease_s=settings.lease_s)
+    if each_s is None:
+        return Estimate(jobs, None, None, None)
+    samplers = sum("sample" in worker.stages and worker.revision == revision for worker in workers)
+    seconds = jobs * each_s
+    cost = None if settings.cost_per_hour is None else round(seconds / 3600 * settings.cost_per_hour, 4)
+    return Estimate(jobs, round(seconds, 1), round(seconds / max(samplers, 1), 1), cost)
+
+
+def _pin_remote(name: str, root: str, settings: Settings) -> LoraPin:
+    """A LoRA in S3, on the hub, or among what was sent; no other file of this machine."""
+    local = name.startswith(("/", "~", ".", "file:")) or "\\" in name
+    if local or ".." in name.split("/"):
+        raise LoraError(name, "a caller from elsewhere names s3:// or a hub id, no file of the server")
+    return pin_lora(name, root or inputs_uri(settings), settings)
