@@ -13,7 +13,21 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from orchestrator import dashboard
-from orchestrator.api import batches, exports, health, jobs, keys, live, reference, sign_in, standing, submit, uploads
+from orchestrator.api import (
+    batches,
+    exports,
+    health,
+    jobs,
+    keys,
+    live,
+    reference,
+    schedules,
+    sign_in,
+    standing,
+    submit,
+    uploads,
+    webhooks,
+)
 from orchestrator.api.access import Gate
 from orchestrator.api.headers import SecurityHeaders, security_headers
 from orchestrator.api.problems import TellTooLarge, install_problems
@@ -36,6 +50,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     live.router,
     standing.router,
     keys.router,
+    schedules.router,
+    webhooks.router,
     *dashboard.ROUTERS,
 )
 UPLOADING: tuple[APIRouter, ...] = (submit.router, uploads.router)

@@ -24,9 +24,12 @@ from kontext_model.revision import CheckpointError
 from orchestrator.batches import BatchError
 from orchestrator.catalogs import CatalogueError
 from orchestrator.control import ControlError
+from orchestrator.fire_times import FireTimeError
 from orchestrator.recipes import OptionError
 from orchestrator.redaction import redact
+from orchestrator.schedules import NameTaken, NoSchedule, ScheduleError
 from orchestrator.storage import ObjectMissing, StorageError
+from orchestrator.webhooks import NoWebhook, WebhookError
 
 MEDIA_TYPE = "application/problem+json"
 ERRORS_TOLD = 100
@@ -88,7 +91,7 @@ def problem_response(problem: Problem) -> JSONResponse:
 
 TOLD: tuple[type[Exception], ...] = (
     Problem, HTTPException, RequestValidationError, ControlError, BatchError, CatalogueError, OptionError,
-    CheckpointError, StorageError, DBAPIError, RedisError,
+    CheckpointError, FireTimeError, ScheduleError, WebhookError, StorageError, DBAPIError, RedisError,
 )  # fmt: skip
 """The errors that `translate` knows."""
 
@@ -157,6 +160,16 @@ def translate(error: Exception) -> Problem:
         case BatchError():
             missing = str(error).startswith("there is no batch")
             return Problem(404, "not_found", str(error)) if missing else Problem(409, "conflict", str(error))
+        case NoSchedule() | NoWebhook():
+            return Problem(404, "not_found", str(error))
+        case NameTaken():
+            return Problem(409, "name_taken", str(error))
+        case FireTimeError():
+            return Problem(422, "bad_fire_time", str(error))
+        case ScheduleError():
+            return Problem(422, "bad_schedule", str(error))
+        case WebhookError():
+            return Problem(422, "bad_webhook", str(error))
         case CatalogueError():
             return Problem(422, "bad_catalogue", str(error))
         case OptionError():

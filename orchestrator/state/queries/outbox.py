@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, insert, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, func, insert, select
 
 from orchestrator.state.clock import show_time
 from orchestrator.state.database import now
@@ -44,8 +44,7 @@ def tell_of_batch(connection: Connection, event: Event, batch_id: str) -> None:
     if not (listeners := find_listeners(connection, event)):
         return
     batch = connection.execute(select(batches).where(batches.c.id == batch_id)).mappings().one()
-    statement = select(jobs.c.state, func.count()).where(jobs.c.batch_id == batch_id).group_by(jobs.c.state)
-    counts: dict[str, int] = dict(connection.execute(statement).all())
+    counts = _count_jobs(connection, batch)
     schedule = select(schedule_runs.c.schedule).where(schedule_runs.c.batch_id == batch_id)
     ended = batch["status"] in (BatchStatus.COMPLETED, BatchStatus.CANCELLED)
     data = {
@@ -59,6 +58,14 @@ def tell_of_batch(connection: Connection, event: Event, batch_id: str) -> None:
         **{name: show_time(batch[name]) for name in ("created_at", "started_at", "ended_at")},
     }
     tell(connection, event, listeners, [data])
+
+
+def _count_jobs(connection: Connection, batch: RowMapping) -> dict[str, int]:
+    """Jobs by state; those of an ended batch are counted already."""
+    if batch["ended_counts"]:
+        return {state.value: json.loads(batch["ended_counts"])[state] for state in JobState}
+    statement = select(jobs.c.state, func.count()).where(jobs.c.batch_id == batch["id"]).group_by(jobs.c.state)
+    return dict(connection.execute(statement).all())
 
 
 def tell_of_failed_jobs(connection: Connection, *which: ColumnElement[bool]) -> None:

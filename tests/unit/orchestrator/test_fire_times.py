@@ -9,6 +9,8 @@ from itertools import islice
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator.fire_times import FireTimeError, check, due_fires, fire_times, next_fire
 
@@ -107,6 +109,20 @@ def test_a_year_of_minutes_is_counted_in_no_time() -> None:
 def test_what_cannot_be_read_is_told(cron: str, zone: str, told: str) -> None:
     with pytest.raises(FireTimeError, match=told):
         check(cron, zone, 0.0)
+
+
+FIELDS = st.text("0123456789*/,-#LWMONJAN ", min_size=1, max_size=8)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(FIELDS, min_size=5, max_size=5), st.sampled_from(["UTC", "Europe/Berlin", "Australia/Lord_Howe"]))
+def test_whatever_is_written_fires_later_or_is_refused(fields: list[str], zone: str) -> None:
+    cron, after_s = " ".join(fields), seconds("2026-10-24T12:00", "UTC")
+    try:
+        fires_at = next_fire(cron, zone, after_s)
+    except FireTimeError:
+        return
+    assert fires_at is None or fires_at > after_s
 
 
 def test_time_zones_come_with_the_package_where_the_system_has_none() -> None:
