@@ -184,9 +184,9 @@ def serve(settings: Settings, stop: threading.Event) -> None:
             log.warning("waiting for database or broker", error=str(error).partition("\n")[0])
             stop.wait(1)
         stop.wait(INTERVAL_S)
-    deliverer.stop(STOP_S)
-    scheduler.stop(STOP_S)
-    dispatcher.wait(STOP_S)
+    until_s = time.monotonic() + STOP_S  # one for all: whoever stops us waits not much longer
+    for end in (scheduler.stop, deliverer.stop, dispatcher.wait):
+        end(max(0.0, until_s - time.monotonic()))
     app.close()
     engine.dispose()
 
