@@ -54,7 +54,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     webhooks.router,
     *dashboard.ROUTERS,
 )
-UPLOADING: tuple[APIRouter, ...] = (submit.router, uploads.router)
+UPLOADING: tuple[APIRouter, ...] = (submit.router, uploads.router, *dashboard.UPLOADING)
 """Those that take bodies as large as `max_upload_bytes`."""
 
 

@@ -11,8 +11,10 @@ from orchestrator.dashboard import (
     fleet,
     job_page,
     live,
+    new_batch,
     overview,
     pictures,
+    schedule_pages,
     sheet,
     static_files,
 )
@@ -20,5 +22,8 @@ from orchestrator.dashboard import (
 ROUTERS = (
     static_files.public, overview.router, batch_list.router, batch_page.router, batch_actions.router, sheet.router,
     job_page.router, pictures.router, live.router, fleet.router, access_pages.router,
+    schedule_pages.router, new_batch.router,
 )  # fmt: skip
 """What the application includes."""
+UPLOADING = (new_batch.uploading,)
+"""Those that take bodies as large as `max_upload_bytes`."""

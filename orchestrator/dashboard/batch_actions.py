@@ -18,6 +18,7 @@ from orchestrator.dashboard.job_filter import Filter, UrlFilter
 from orchestrator.dashboard.page import page_router, redirect
 from orchestrator.dashboard.services import Kept, Services
 from orchestrator.dashboard.wording import plural
+from orchestrator.state import queries
 from orchestrator.state.database import reading
 from orchestrator.state.queries import pages
 from orchestrator.state.transitions import Decision, JobState
@@ -105,15 +106,14 @@ def _act(kept: Kept, batch_id: str, do: str, chosen: Iterator[list[int]]) -> tup
 
 def _matching(kept: Kept, batch_id: str, filter_: UrlFilter) -> Iterator[list[int]]:
     """The ids of all jobs that match, in chunks; each is read when it is wanted."""
-    above = 0
+    after: tuple[int, int] | None = None
     while True:
         with reading(kept.opened.engine).connect() as connection:
-            ids = pages.matching_ids(connection, batch_id, filter_.wanted, limit=CHUNK_JOBS, above=above)
-        if ids:
-            yield ids
-        if len(ids) < CHUNK_JOBS:
+            page = queries.list_jobs(connection, batch_id, filter_.wanted, limit=CHUNK_JOBS, after=after)
+        yield [job["id"] for job in page.jobs]
+        after = page.after
+        if after is None:
             return
-        above = ids[-1]
 
 
 def _of_batch(kept: Kept, batch_id: str, given: list[int]) -> Iterator[list[int]]:

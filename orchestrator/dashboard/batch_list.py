@@ -6,13 +6,12 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 
 from orchestrator.api.access import Reader
-from orchestrator.api.problems import Problem
+from orchestrator.api.cursors import read_cursor, write_cursor
 from orchestrator.dashboard.overview import BatchRow, batch_row
 from orchestrator.dashboard.page import page_router, query_of, render
 from orchestrator.dashboard.services import Services
 from orchestrator.state import queries
 from orchestrator.state.database import reading, storable
-from orchestrator.state.queries import pages
 from orchestrator.state.transitions import OPEN_BATCH, BatchStatus
 
 router = page_router()
@@ -71,13 +70,17 @@ def show_batches(
     statuses = next((statuses for _, name, statuses in TABS if name == status), ())
     with reading(kept.opened.engine).connect() as connection:
         now_s = queries.read_clock(connection)
-        found = pages.page_batches(
-            connection, limit=PAGE_BATCHES + 1, statuses=statuses, text=text, before=_read_before(before)
+        found = queries.list_batches(
+            connection,
+            limit=PAGE_BATCHES + 1,
+            statuses=statuses,
+            text=text,
+            before=read_cursor(before or None, float, str),
         )
         shown = found[:PAGE_BATCHES]
-        counts = kept.counts.of(connection, shown)
+    counts = kept.counts(shown)
     kept_filter = {"status": status, "q": text}
-    last = f"{shown[-1].created_at!r},{shown[-1].id}" if len(found) > PAGE_BATCHES else ""
+    last = write_cursor(shown[-1].created_at, shown[-1].id) if len(found) > PAGE_BATCHES else ""
     view = BatchList(
         now=now_s,
         tabs=tuple(
@@ -91,14 +94,3 @@ def show_batches(
         ),
     )  # fmt: skip
     return render(request, caller, "batches.html", view)
-
-
-def _read_before(text: str) -> tuple[float, str] | None:
-    """Raises Problem 422 for what no page of ours links to."""
-    if not text:
-        return None
-    created_at, _, batch_id = text.partition(",")
-    try:
-        return float(created_at), batch_id
-    except ValueError:
-        raise Problem(422, "bad_cursor", "before: follow the list's own link to its next page") from None

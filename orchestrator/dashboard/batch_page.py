@@ -11,10 +11,11 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import Connection
 
 from orchestrator.api.access import Reader
+from orchestrator.api.cursors import write_cursor
 from orchestrator.batches import BatchError
 from orchestrator.dashboard import charts
 from orchestrator.dashboard.batch_list import Pages, Tab
-from orchestrator.dashboard.figures import rate_per_s, remaining_s
+from orchestrator.dashboard.figures import batch_rate_per_s, chart_ends, remaining_s
 from orchestrator.dashboard.job_card import JobCard, job_card
 from orchestrator.dashboard.job_filter import Filter, UrlFilter
 from orchestrator.dashboard.page import page_router, render
@@ -24,8 +25,7 @@ from orchestrator.manifest import describe
 from orchestrator.redaction import redact, redact_cell
 from orchestrator.state import queries
 from orchestrator.state.database import reading
-from orchestrator.state.queries import Batch, BatchCounts, pages
-from orchestrator.state.queries.pages import FailureGroup
+from orchestrator.state.queries import Batch, BatchCounts, JobPage, pages
 from orchestrator.state.transitions import JobState
 
 router = page_router()
@@ -63,7 +63,6 @@ class BatchView:
     per_min: float | None
     eta_s: float | None
     took_s: float | None
-    seconds_per_image: float | None
     approved: int
     rejected: int
     chart: charts.Throughput | None
@@ -116,23 +115,21 @@ def look(kept: Kept, batch_id: str, filter_: UrlFilter, *, live: bool = True, jo
         # The status first: counts read after the end are final.
         batch = find_batch(connection, batch_id)
         now_s = queries.read_clock(connection)
-        counts = kept.counts.of(connection, [batch])[batch.id]
-        rows = (
-            pages.page_jobs(connection, batch.id, filter_.wanted, limit=PAGE_JOBS + 1, after=filter_.cursor())
+        page = (
+            queries.list_jobs(connection, batch.id, filter_.wanted, limit=PAGE_JOBS, after=filter_.key())
             if jobs
-            else []
+            else JobPage([], None)
         )
         decisions: Mapping[str, int] = queries.count_decisions(connection, batch.id) if live else {}
-        failures = pages.group_failures(connection, [batch.id]) if live else []
-        chart = _chart(connection, batch, counts, now_s) if live else None
-        spent = queries.stage_seconds(connection, batch.id) if live else {}
-        per_s = rate_per_s(connection, [batch], now_s).get(batch.id) if live and batch.ended_at is None else None
+        failures = _failures(connection, batch.id) if live else ()
+        chart = _chart(connection, batch, now_s) if live else None
+        per_s = batch_rate_per_s(connection, batch, now_s) if live and batch.ended_at is None else None
+    counts = kept.counts([batch])[batch.id]
     took_s = batch.ended_at - batch.started_at if batch.ended_at and batch.started_at else None
-    made = counts.succeeded - counts.reused
-    if took_s and made:
-        per_s = made / max(took_s, 1.0)
-    shown = rows[:PAGE_JOBS]
-    last = f"{shown[-1]['line']}.{shown[-1]['take']}" if len(rows) > PAGE_JOBS else ""
+    # One that was reopened stood still in between: its whole time tells no rate.
+    if took_s and not batch.reopened and counts.succeeded > counts.reused:
+        per_s = (counts.succeeded - counts.reused) / max(took_s, 1.0)
+    last = write_cursor(*page.after) if page.after else ""
     name = last_part(redact(batch.catalogue))
     base = f"/batches/{batch.id}"
     told = share(counts.ended, counts.total) if batch.ended_at is None else f"{batch.status}:"
@@ -142,17 +139,19 @@ def look(kept: Kept, batch_id: str, filter_: UrlFilter, *, live: bool = True, jo
         now=now_s, id=batch.id, name=name, status=batch.status, open=batch.ended_at is None,
         reason=redact(batch.reason) if batch.reason else None, counts=counts,
         per_min=per_s * 60 if per_s else None, eta_s=remaining_s(counts, per_s), took_s=took_s,
-        seconds_per_image=sum(spent.values()) / made if made else None,
         approved=decisions.get("approved", 0), rejected=decisions.get("rejected", 0), chart=chart,
-        facts=_facts(batch), failures=tuple(map(_group, failures)), filter=filter_,
+        facts=_facts(batch), failures=failures, filter=filter_,
         query=filter_.query(after=filter_.after), without_code=base + filter_.query(code="", state=""),
-        tabs=_tabs(base, filter_, counts), jobs=tuple(job_card(row) for row in shown),
+        tabs=_tabs(base, filter_, counts), jobs=tuple(map(job_card, page.jobs)),
         pages=Pages(first if filter_.after else "", after if last else ""),
     )  # fmt: skip
 
 
-def _group(group: FailureGroup) -> Group:
-    return Group(group.code, group.message, group.count, group.good > 0)
+def _failures(connection: Connection, batch_id: str) -> tuple[Group, ...]:
+    """Failures by code. Codes of bad rows are their own: one example tells whether trying again can help."""
+    found = queries.failures_grouped(connection, batch_id=batch_id)
+    good = pages.good_rows(connection, [group.job_id for group in found if group.job_id is not None])
+    return tuple(Group(group.code, group.message or "", group.count, group.job_id in good) for group in found)
 
 
 def _tabs(base: str, filter_: UrlFilter, counts: BatchCounts) -> tuple[Tab, ...]:
@@ -182,16 +181,11 @@ def _facts(batch: Batch) -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
-def _chart(connection: Connection, batch: Batch, counts: BatchCounts, now_s: float) -> charts.Throughput | None:
-    """From the first end after the start to the last one, or to now."""
-    if not counts.ended:
-        return None
-    from_s = batch.started_at or batch.created_at
-    to_s = min(batch.ended_at or now_s, now_s)
-    step_s = charts.choose_step(max(1.0, to_s - from_s), CHART_COLUMNS)
-    from_s = from_s // step_s * step_s
-    ends = pages.count_ends(connection, [batch.id], from_s=from_s, step_s=step_s)
-    return charts.throughput(ends, from_s, (to_s // step_s + 1) * step_s, step_s) if ends else None
+def _chart(connection: Connection, batch: Batch, now_s: float) -> charts.Throughput | None:
+    """From its start to its end, or to now; None while nothing has ended."""
+    from_s, to_s = batch.started_at or batch.created_at, min(batch.ended_at or now_s, now_s)
+    found = chart_ends(connection, from_s, to_s, charts.choose_step(max(1.0, to_s - from_s), CHART_COLUMNS), batch.id)
+    return found if found.columns else None
 
 
 def _csv(kept: Kept, batch: Batch, filter_: UrlFilter) -> Iterator[str]:
@@ -201,15 +195,15 @@ def _csv(kept: Kept, batch: Batch, filter_: UrlFilter) -> Iterator[str]:
     after: tuple[int, int] | None = None
     while True:
         with reading(kept.opened.engine).connect() as connection:
-            rows = pages.page_jobs(connection, batch.id, filter_.wanted, limit=1000, after=after)
-        for row in rows:
+            page = queries.list_jobs(connection, batch.id, filter_.wanted, limit=1000, after=after)
+        for row in page.jobs:
             writer.writerow(_cells(describe(row, batch.revision)))
         yield stream.getvalue()
         stream.seek(0)
         stream.truncate()
-        if len(rows) < 1000:
+        after = page.after
+        if after is None:
             return
-        after = (rows[-1]["line"], rows[-1]["take"])
 
 
 def _cells(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import Annotated
 
 from fastapi import Depends, Query
 
+from orchestrator.api.cursors import read_cursor
 from orchestrator.api.problems import Problem
 from orchestrator.dashboard.page import query_of
 from orchestrator.state.database import storable
-from orchestrator.state.queries.pages import UNDECIDED, JobFilter
+from orchestrator.state.queries import UNDECIDED, JobFilter
 from orchestrator.state.transitions import ACTIVE, Decision, JobState
 
 GROUPS = {"active": ACTIVE}
@@ -37,7 +38,8 @@ class UrlFilter:
     def wanted(self) -> JobFilter:
         """What SQL is asked for."""
         states = GROUPS.get(self.state) or ((JobState(self.state),) if self.state else ())
-        return JobFilter(tuple(states), self.code, self.decision, self.text)
+        codes = (self.code,) if self.code else ()
+        return JobFilter(tuple(states), codes, self.text, self.decision or None)
 
     def query(self, **changed: str) -> str:
         """The query string of this filter with some parts changed, from the first page on."""
@@ -46,14 +48,9 @@ class UrlFilter:
             {"state": told.state, "code": told.code, "decision": told.decision, "q": told.text, "after": told.after}
         )
 
-    def cursor(self) -> tuple[int, int] | None:
-        """The (line, take) that the page begins after. Raises Problem 422 for what no link of ours has."""
-        if not self.after:
-            return None
-        line, _, take = self.after.partition(".")
-        if not (line.isdecimal() and take.isdecimal() and len(line) < 19 and len(take) < 6):
-            raise Problem(422, "bad_cursor", "after: follow the list's own link to its next page")
-        return int(line), int(take)
+    def key(self) -> tuple[int, int] | None:
+        """What the page begins after. Raises Problem 422 for what no link of ours has."""
+        return read_cursor(self.after or None, int, int)
 
 
 def read_filter(

@@ -21,7 +21,6 @@ from orchestrator.presets import PRESETS
 from orchestrator.redaction import redact, redact_cell
 from orchestrator.state import queries
 from orchestrator.state.database import reading
-from orchestrator.state.queries import pages
 from orchestrator.state.transitions import JobState
 
 router = page_router()
@@ -67,15 +66,15 @@ class JobView:
 def show_job(caller: Reader, request: Request, kept: Services, job_id: JobId) -> Response:
     """A job, with all that is known of it."""
     with reading(kept.opened.engine).connect() as connection:
-        job = pages.read_job(connection, job_id)
-        if job is None:
+        history = queries.job_history(connection, job_id)
+        if history is None:
             raise Problem(404, "not_found", f"there is no job {job_id}")
+        job, takes, ended = history.job, history.takes, history.attempts
         batch = queries.read_batch(connection, job["batch_id"])
-        takes = pages.read_takes(connection, job["batch_id"], job["line"])
-        ended = pages.read_attempts(connection, job_id)
+        body = queries.read_recipe(connection, job["recipe_id"]) if job["recipe_id"] else {}
     assert batch is not None
     card = job_card(job)
-    body = json.loads(job["recipe"]) if job["recipe"] else {}
+    body = body or {}
     preset = next((preset for preset in PRESETS.values() if preset.prompt == body.get("prompt")), None)
     view = JobView(
         job=card, batch_id=batch.id, batch_name=last_part(redact(batch.catalogue)),
@@ -151,7 +150,7 @@ def _log(job: RowMapping, ended: Sequence[RowMapping], created_at: float) -> lis
     for end in ended:
         what = OUTCOMES.get(end["outcome"], end["outcome"])
         why = f"{end['code']}: {end['message']}" if end["code"] else ""
-        lines.append(LogLine(end["ended_at"], f"attempt {end['attempt']}, {end['stage']}: {what}", why))
+        lines.append(LogLine(end["ended_at"], f"attempt {end['attempt'] + 1}, {end['stage']}: {what}", why))
     if job["ended_at"] is not None:
         text = "reused, nothing was sampled" if job["reused"] else str(job["state"])
         lines.append(LogLine(job["ended_at"], text, job["code"] or ""))

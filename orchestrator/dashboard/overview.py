@@ -5,24 +5,24 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Query, Request, Response
-from sqlalchemy import Connection
 
 from orchestrator.api.access import Reader
 from orchestrator.api.health import NotReady, check_broker
 from orchestrator.dashboard import charts
-from orchestrator.dashboard.figures import rate_per_s, remaining_s
+from orchestrator.dashboard.figures import batch_rate_per_s, chart_ends, rate_per_s, remaining_s
 from orchestrator.dashboard.page import page_router, render
 from orchestrator.dashboard.services import Kept, Services
 from orchestrator.dashboard.wording import duration, last_part, plural
 from orchestrator.redaction import redact
 from orchestrator.state import queries
 from orchestrator.state.database import reading
-from orchestrator.state.queries import Batch, BatchCounts, Worker, pages
+from orchestrator.state.queries import Batch, BatchCounts, FailureGroup, Worker
 from orchestrator.state.transitions import BatchStatus, JobState, Stage
 
 router = page_router()
 DAY_S = 86_400.0
 CHART_S, CHART_STEP_S = 3600.0, 60.0
+ENDED = (BatchStatus.COMPLETED, BatchStatus.CANCELLED, BatchStatus.FAILED)
 OPEN_SHOWN, NIGHTS_SHOWN, FAILURES_SHOWN = 8, 6, 8
 # Bells come within a second; a queue that stands for so long is heard by nobody.
 STANDING_S = 60.0
@@ -62,17 +62,6 @@ class Queue:
 
 
 @dataclass(frozen=True)
-class Failures:
-    """Failed jobs of one batch and code."""
-
-    batch_id: str
-    batch_name: str
-    code: str
-    message: str
-    count: int
-
-
-@dataclass(frozen=True)
 class Overview:
     """All that the page shows."""
 
@@ -88,7 +77,7 @@ class Overview:
     chart_span_s: float
     open: tuple[BatchRow, ...]
     queues: tuple[Queue, ...]
-    failures: tuple[Failures, ...]
+    failures: tuple[FailureGroup, ...]
     nights: tuple[BatchRow, ...]
 
 
@@ -105,27 +94,26 @@ def look(kept: Kept) -> Overview:
     """How all of it stands."""
     with reading(kept.opened.engine).connect() as connection:
         now_s = queries.read_clock(connection)
-        recent = pages.recent_batches(connection, since_s=DAY_S)
-        open_batches = [batch for batch in recent if batch.ended_at is None]
-        ended = pages.ended_batches(connection, limit=NIGHTS_SHOWN)
-        counts = kept.counts.of(connection, [*open_batches, *ended])
-        rates = rate_per_s(connection, open_batches, now_s)
+        open_batches = queries.open_batches(connection)
+        ended = queries.list_batches(connection, limit=NIGHTS_SHOWN, statuses=ENDED)
+        per_s = rate_per_s(connection, now_s)
+        rates = {batch.id: batch_rate_per_s(connection, batch, now_s) for batch in open_batches[:OPEN_SHOWN]}
         workers = queries.live_workers(connection, lease_s=kept.opened.settings.lease_s)
-        depths = pages.queue_depths(connection)
-        failures = _failures(connection, recent, now_s - DAY_S)
-        chart = _chart(connection, recent, now_s)
+        depths = queries.stage_depths(connection)
+        failures = queries.failures_grouped(connection, since=now_s - DAY_S)
+        chart = chart_ends(connection, now_s - CHART_S, now_s, CHART_STEP_S)
         late = queries.units_queued(connection, older_than_s=STANDING_S, unit_size=1)
+    counts = kept.counts([*open_batches, *ended])
     to_do = sum(counts[batch.id].total - counts[batch.id].ended for batch in open_batches)
-    per_s = sum(rates.values())
     rows = [replace(batch_row(batch, counts[batch.id]), eta_s=remaining_s(counts[batch.id], rates.get(batch.id)))
-            for batch in open_batches]  # fmt: skip
+            for batch in open_batches[:OPEN_SHOWN]]  # fmt: skip
     health = judge(_broker_problem(kept), workers, open_batches, to_do, sum(late.values()))
     share = f"{to_do:,} to do" if to_do else "nothing to do"
     return Overview(
-        title=f"{share} · Kontext Batch", now=now_s, health=health, per_min=per_s * 60, to_do=to_do,
+        title=f"{share} · Kontext Batch", now=now_s, health=health, per_min=(per_s or 0.0) * 60, to_do=to_do,
         eta_s=to_do / per_s if per_s and to_do else None, workers=len(workers),
         failed_today=sum(group.count for group in failures), chart=chart, chart_span_s=CHART_S,
-        open=tuple(rows[:OPEN_SHOWN]), queues=_queues(depths, workers), failures=tuple(failures[:FAILURES_SHOWN]),
+        open=tuple(rows), queues=_queues(depths, workers), failures=tuple(failures[:FAILURES_SHOWN]),
         nights=tuple(batch_row(batch, counts[batch.id]) for batch in ended),
     )  # fmt: skip
 
@@ -175,26 +163,11 @@ def batch_row(batch: Batch, counts: BatchCounts) -> BatchRow:
     )  # fmt: skip
 
 
-def _queues(depths: Mapping[tuple[str, str], int], workers: Sequence[Worker]) -> tuple[Queue, ...]:
+def _queues(depths: Mapping[tuple[JobState, Stage], int], workers: Sequence[Worker]) -> tuple[Queue, ...]:
     return tuple(
         Queue(
-            stage, depths.get((JobState.QUEUED, stage), 0), depths.get((JobState.RUNNING, stage), 0),
+            stage, depths[JobState.QUEUED, stage], depths[JobState.RUNNING, stage],
             sum(stage in worker.stages.split(",") for worker in workers),
         )
         for stage in Stage
     )  # fmt: skip
-
-
-def _failures(connection: Connection, recent: Sequence[Batch], since: float) -> list[Failures]:
-    names = {batch.id: last_part(redact(batch.catalogue)) for batch in recent}
-    groups = pages.group_failures(connection, list(names), limit=200, since=since)
-    return [Failures(group.batch_id, names[group.batch_id], group.code, group.message, group.count) for group in groups]
-
-
-def _chart(connection: Connection, recent: Sequence[Batch], now_s: float) -> charts.Throughput:
-    """The last hour, minute by minute."""
-    to_s = (now_s // CHART_STEP_S + 1) * CHART_STEP_S
-    from_s = to_s - CHART_S
-    moving = [batch.id for batch in recent if batch.ended_at is None or batch.ended_at >= from_s]
-    ends = pages.count_ends(connection, moving, from_s=from_s, step_s=CHART_STEP_S)
-    return charts.throughput(ends, from_s, to_s, CHART_STEP_S)

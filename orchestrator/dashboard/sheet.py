@@ -9,6 +9,7 @@ from sqlalchemy import RowMapping
 from orchestrator import control, decisions
 from orchestrator.api import audit
 from orchestrator.api.access import Caller, Reader, Submitter, safe_target
+from orchestrator.api.cursors import write_cursor
 from orchestrator.api.problems import Problem
 from orchestrator.dashboard.batch_list import Pages, Tab
 from orchestrator.dashboard.batch_page import find_batch
@@ -20,16 +21,13 @@ from orchestrator.dashboard.wording import last_part
 from orchestrator.redaction import redact
 from orchestrator.state import queries
 from orchestrator.state.database import reading
-from orchestrator.state.queries import pages
-from orchestrator.state.queries.pages import UNDECIDED, JobFilter
-from orchestrator.state.transitions import ACTIVE, Decision, JobState
+from orchestrator.state.queries import UNDECIDED, pages
+from orchestrator.state.transitions import Decision
 
 router = page_router()
 PAGE_FRAMES = 24
 JobId = Annotated[int, Path(ge=1, le=2**63 - 1)]
 Back = Annotated[str, Form(max_length=2000)]
-# What a sheet shows: pictures, and what is being made; of failures the batch's page tells.
-SHOWN = (JobState.SUCCEEDED, *ACTIVE)
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,13 @@ def show_sheet(
     """A page of a batch's pictures, by decision."""
     base = f"/batches/{batch_id}/sheet"
     decision = show if show in (UNDECIDED, *Decision) else ""
-    wanted = JobFilter(SHOWN, decision=decision)
     with reading(kept.opened.engine).connect() as connection:
         batch = find_batch(connection, batch_id)
-        counts = kept.counts.of(connection, [batch])[batch.id]
         decided = queries.count_decisions(connection, batch.id)
-        rows = pages.page_jobs(connection, batch.id, wanted, limit=PAGE_FRAMES + 1, after=filter_.cursor())
+        page = pages.list_pictures(connection, batch.id, decision, limit=PAGE_FRAMES, after=filter_.key())
+    counts = kept.counts([batch])[batch.id]
     pictures = counts.succeeded + counts.pending + counts.queued + counts.running
-    shown = rows[:PAGE_FRAMES]
-    last = f"{shown[-1]['line']}.{shown[-1]['take']}" if len(rows) > PAGE_FRAMES else ""
+    last = write_cursor(*page.after) if page.after else ""
     told = (
         ("All", "", pictures), ("Undecided", UNDECIDED, pictures - sum(decided.values())),
         ("Approved", "approved", decided.get("approved", 0)), ("Rejected", "rejected", decided.get("rejected", 0)),
@@ -76,7 +72,7 @@ def show_sheet(
         id=batch.id, name=last_part(redact(batch.catalogue)),
         tabs=tuple(Tab(name, base + query_of({"show": key}), key == decision, count, key or "all")
                    for name, key, count in told),
-        frames=tuple(map(job_card, shown)),
+        frames=tuple(map(job_card, page.jobs)),
         pages=Pages(base + query_of({"show": decision}) if filter_.after else "",
                     base + query_of({"show": decision, "after": last}) if last else ""),
         empty_title="Nothing stands here" if decision else "No picture yet",

@@ -91,7 +91,7 @@ def iso(seconds: float | None) -> str:
 
 def last_part(uri: str) -> str:
     """The name at the end of a path or URI, which is what people know it by."""
-    return uri.rstrip("/").rpartition("/")[2] or uri
+    return uri.rstrip("/").rpartition("/")[2].removeprefix("sent:") or uri
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:

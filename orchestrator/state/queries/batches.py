@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, case, func, literal_column, select, tuple_, update
+from sqlalchemy import Connection, RowMapping, case, func, literal_column, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.state.database import now
@@ -98,13 +98,20 @@ def list_batches(
     limit: int,
     statuses: Sequence[BatchStatus] = (),
     before: tuple[float, str] | None = None,
+    text: str = "",
 ) -> list[Batch]:
-    """The newest batches, of these statuses; `before` is (created_at, id) of the last one of the page before."""
+    """The newest batches, of these statuses; `before` is (created_at, id) of the last one of the page before.
+
+    `text` is a part of the catalogue's location or the id.
+    """
     statement = select(batches).order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit)
     if statuses:
         statement = statement.where(batches.c.status.in_(statuses))
     if before is not None:
         statement = statement.where(tuple_(batches.c.created_at, batches.c.id) < before)
+    if text:
+        named = (column.icontains(text, autoescape=True) for column in (batches.c.catalogue, batches.c.id))
+        statement = statement.where(or_(*named))
     return [as_batch(row) for row in connection.execute(statement).mappings()]
 
 

@@ -95,11 +95,15 @@ def throughput(
     until: float | None = None,
     batch_id: str | None = None,
     bucket_s: float = MINUTE_S,
+    state: JobState = JobState.SUCCEEDED,
 ) -> list[tuple[float, int]]:
-    """Pictures by time: (start of the bucket, jobs that succeeded in it), oldest first, empty buckets left out."""
+    """Pictures by time: (start of the bucket, jobs that succeeded in it), oldest first, empty buckets left out.
+
+    `state` may be failed: then it tells of failures.
+    """
     start = func.floor(jobs.c.ended_at / literal(bucket_s, Double)) * literal(bucket_s, Double)
     start = cast(start, Float(53)).label("start")
-    ended = [in_state(JobState.SUCCEEDED), jobs.c.ended_at >= since]
+    ended = [in_state(state), jobs.c.ended_at >= since]
     ended += [jobs.c.ended_at < until] if until is not None else []
     ended += [jobs.c.batch_id == batch_id] if batch_id is not None else []
     statement = select(start, func.count()).where(*ended).group_by(start).order_by(start)
