@@ -76,16 +76,13 @@ def failures_grouped(
         .group_by(jobs.c.code)
         .order_by(func.count().desc(), jobs.c.code)
     )
-    groups = []
-    for position, (code, count) in enumerate(connection.execute(counted).all()):
-        example = None
-        if position < EXAMPLES_OF:
-            # In the order of whichever index answers, or the database would walk through another one for the first.
-            order = (jobs.c.line, jobs.c.take) if batch_id is not None else (jobs.c.ended_at,)
-            one = select(jobs.c.message, jobs.c.id, jobs.c.batch_id).where(*failed, jobs.c.code == code)
-            example = connection.execute(one.order_by(*order).limit(1)).one_or_none()
-        groups.append(FailureGroup(code or "unknown", count, *(example or ())))
-    return groups
+    found = connection.execute(counted).all()
+    # In the order of whichever index answers, or the database would walk through another one for the first.
+    order = (jobs.c.line, jobs.c.take) if batch_id is not None else (jobs.c.ended_at,)
+    one = select(jobs.c.code, jobs.c.message, jobs.c.id, jobs.c.batch_id).where(*failed).order_by(*order).limit(1)
+    firsts = [select(one.where(jobs.c.code == code).subquery()) for code, _ in found[:EXAMPLES_OF]]
+    examples = {row[0]: row[1:] for row in connection.execute(union_all(*firsts))} if firsts else {}
+    return [FailureGroup(code or "unknown", count, *examples.get(code, ())) for code, count in found]
 
 
 def throughput(
