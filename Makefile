@@ -13,6 +13,8 @@ demo: .venv/ready
 
 # Two processes: half of the tests wait, for servers, leases and workers. A file's tests stay together.
 test: .venv/ready
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
+		|| echo "no chromium and no way to install it: the browser's tests are skipped"
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: .venv/ready

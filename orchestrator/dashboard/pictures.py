@@ -17,7 +17,11 @@ from orchestrator.state.queries import pages
 from orchestrator.storage import StorageError, open_object
 
 router = page_router()
-WEBP, PNG = "image/webp", "image/png"
+WEBP, PNG, SVG = "image/webp", "image/png", "image/svg+xml"
+ABSENT = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 96 96"><g fill="none" stroke="#8d8c86" stroke-width="3">'
+    '<rect x="26" y="30" width="44" height="36" rx="4"/><path d="M22 72 74 24"/></g></svg>'
+)
 # A result never changes; of a source only its content's name does, once a worker has read it.
 KEEP = "private, max-age=86400"
 ASK_AGAIN = "private, no-cache"
@@ -88,12 +92,13 @@ def _unchanged(request: Request, tag: str, caching: str) -> Response | None:
 
 
 def _answer(make: Callable[[], bytes], tag: str, caching: str) -> Response:
+    """A thumbnail; a sign in its place where the file is gone or is no picture: pages show it as it is."""
     try:
         data = make()
-    except NoThumbnail as reason:
-        raise Problem(404, "no_picture", str(reason)) from reason
+    except NoThumbnail:
+        return Response(ABSENT, media_type=SVG, headers={"cache-control": ASK_AGAIN})
     except StorageError as error:
         if error.transient:
             raise
-        raise Problem(404, "no_picture", str(error)) from error
+        return Response(ABSENT, media_type=SVG, headers={"cache-control": ASK_AGAIN})
     return Response(data, media_type=WEBP, headers={"etag": f'"{tag}"', "cache-control": caching})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any
 
-from fastapi import Form, Path, Request, Response
+from fastapi import Form, Path, Query, Request, Response
 
 from orchestrator import schedules
 from orchestrator.api import audit
@@ -75,9 +75,12 @@ class Schedules:
 
 
 @router.get("/schedules")
-def show_schedules(caller: Reader, request: Request, kept: Services) -> Response:
-    """All schedules, and the runs that fired last."""
-    return render(request, caller, "schedules.html", _look(kept))
+def show_schedules(
+    caller: Reader, request: Request, kept: Services, part: Annotated[str, Query(max_length=10)] = ""
+) -> Response:
+    """All schedules and the runs that fired last, or the part of the page that changes by itself."""
+    template = "parts/schedules_live.html" if part else "schedules.html"
+    return render(request, caller, template, _look(kept), part=part)
 
 
 @router.post("/schedules")

@@ -34,20 +34,6 @@
     window.setTimeout(() => toast.remove(), toast.classList.contains("bad") ? 12000 : 6000);
   }
 
-  /* Pictures that cannot be shown say so instead of leaving a broken sign */
-
-  function absent(image) {
-    const note = document.createElement("span");
-    note.className = `${image.className} no-picture`;
-    note.textContent = "no picture";
-    const compare = image.closest("[data-compare]");
-    image.replaceWith(note);
-    if (compare) compare.classList.add("no-picture");
-  }
-  document.addEventListener("error", (event) => {
-    if (event.target instanceof HTMLImageElement && "picture" in event.target.dataset) absent(event.target);
-  }, true);
-
   /* Before and after */
 
   function slide(input) {
