@@ -248,7 +248,7 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8080,
 ) -> None:
-    """Serve the API, health, readiness and metrics."""
+    """Serve dashboard, API, health, readiness and metrics."""
     from orchestrator.cli.services import serve_api
 
     serve_api(host, port)
