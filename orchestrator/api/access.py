@@ -4,6 +4,7 @@ Owns the gate, which lets nobody past without credentials but to the paths of PU
 route behind it names: a router made by `open_router` refuses a route without. Both act before a body is read.
 """
 
+import hmac
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ async def _check_csrf(request: Request, wanted: str) -> None:
     given = request.headers.get(CSRF_HEADER)
     if given is None and "form" in request.headers.get("content-type", ""):
         given = str((await request.form()).get(CSRF_FIELD, ""))
-    if given != wanted:
+    if not hmac.compare_digest((given or "").encode(), wanted.encode()):
         raise Problem(403, "csrf", "the form's token is missing or of another session; load the page again")
 
 
