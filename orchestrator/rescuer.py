@@ -58,7 +58,7 @@ class Rescuer:
                 taken = queries.take_back(connection, worker_id, crashes_allowed=CRASHES_ALLOWED)
             log.warning("worker is dead or hangs, its jobs are taken back", worker=worker_id, jobs=len(taken))
             groups += taken
-        return [Bell(g.stage, g.revision, g.recipe_id, g.canvas) for g in groups]
+        return [Bell(g.stage, g.revision, g.recipe_id, g.canvas, recovered=True) for g in groups]
 
     def _missing(self) -> list[Bell]:
         with reading(self._engine).connect() as connection:

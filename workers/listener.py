@@ -20,7 +20,7 @@ from celery.worker.request import Request
 from kombu import Queue
 
 from orchestrator.settings import Settings
-from orchestrator.state.messages import TASK, Bell, broker_options, queue_name, ring
+from orchestrator.state.messages import TASK, Bell, broker_options, queue_names, ring
 from orchestrator.state.transitions import Stage
 
 log = structlog.get_logger("worker")
@@ -34,15 +34,17 @@ class HeardBell(Request):  # type: ignore[misc]
 
 
 class Listener:
-    """Queues are listed from the last stage to the first: with `queue_order_strategy="priority"` decode goes before
-    sample, and sample before encode, so that finished pictures leave before new ones enter.
+    """With `queue_order_strategy="priority"` queues are heard in the order they are listed in: first all that hold
+    bells for recovered jobs, then from the last stage to the first, so that finished pictures leave before new ones
+    enter.
     """
 
     def __init__(self, settings: Settings, stages: Sequence[Stage], revision: str, name: str) -> None:
         self._app = Celery("kontext", set_as_current=False)
         self._app.conf.update(broker_options(settings.broker_url or ""))
         order = [stage for stage in reversed(Stage) if stage in stages]
-        self._app.conf.task_queues = [Queue(queue_name(stage, revision), no_ack=True) for stage in order]
+        recovered, usual = zip(*(queue_names(stage, revision) for stage in order), strict=True)
+        self._app.conf.task_queues = [Queue(name, no_ack=True) for name in (*recovered, *usual)]
         self._hostname = f"{name}@{socket.gethostname()}"
         self._worker: Any = None
 

@@ -22,7 +22,7 @@ from orchestrator.api.access import Reader, open_router
 from orchestrator.api.resources import Open
 from orchestrator.state import migration, queries
 from orchestrator.state.database import reading
-from orchestrator.state.messages import queue_name
+from orchestrator.state.messages import queue_names
 from orchestrator.state.transitions import BatchStatus, JobState, Stage
 
 public = APIRouter(include_in_schema=False)
@@ -104,7 +104,9 @@ class Numbers(Collector):
         text = "Live workers; one of several stages counts for each."
         yield _gauge("kontext_workers", text, ("stage",), {(s,): roles[s] for s in Stage})
 
-        lengths = self._queue_lengths([queue_name(stage, revision) for stage in Stage for revision in revisions])
+        lengths = self._queue_lengths(
+            [queue for stage in Stage for revision in revisions for queue in queue_names(stage, revision)]
+        )
         yield _gauge("kontext_broker_up", "Whether the broker answers.", (), {(): int(lengths is not None)})
         if lengths is not None:
             rows = {(queue,): length for queue, length in lengths.items()}

@@ -14,7 +14,7 @@ from orchestrator.api.shapes import FailureShape, Page
 from orchestrator.presets import PRESETS
 from orchestrator.state import queries
 from orchestrator.state.database import reading
-from orchestrator.state.messages import queue_name
+from orchestrator.state.messages import queue_names
 from orchestrator.state.transitions import JobState, Stage
 
 router = open_router(prefix="/v1", tags=["standing"])
@@ -157,7 +157,8 @@ def _queues(opened: Open, depths: dict[tuple[JobState, Stage], int]) -> list[Que
     messages: dict[Stage, int | None] = dict.fromkeys(Stage)
     try:
         for stage in Stage:
-            messages[stage] = sum(int(opened.broker.llen(queue_name(stage, revision))) for revision in revisions)
+            queues = [queue for revision in revisions for queue in queue_names(stage, revision)]
+            messages[stage] = sum(int(opened.broker.llen(queue)) for queue in queues)
     except RedisError:
         messages = dict.fromkeys(Stage)
     return [

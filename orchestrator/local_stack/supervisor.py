@@ -24,7 +24,7 @@ from orchestrator.local_stack.servers import open_log
 log = logging.getLogger(__name__)
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 30.0
-STEADY_S = 60.0  # a child that lived so long starts the back-off anew
+STEADY_S = 15.0  # a child that lived so long is no crash loop: the back-off starts anew
 KILLED_S = 5.0  # for killed children to be seen and reported
 REPORT_S = 1.0  # between tries to report a death that could not be reported at once
 

@@ -15,17 +15,23 @@ TASK = "kontext.work"
 
 @dataclass(frozen=True)
 class Bell:
-    """`stage` has work in the group (`recipe_id`, `canvas`); before encode no canvas is known, it is empty."""
+    """`stage` has work in the group (`recipe_id`, `canvas`); before encode no canvas is known, it is empty.
+
+    `recovered`: it rings for what a dead worker held, which has waited already: it is heard before all others. That is
+    the queue's to say, and is no part of the message.
+    """
 
     stage: Stage
     revision: str
     recipe_id: str
     canvas: str = ""
+    recovered: bool = False
 
     @property
     def queue(self) -> str:
         """The queue it rings in. Workers of another checkpoint do not listen to it."""
-        return queue_name(self.stage, self.revision)
+        recovered, usual = queue_names(self.stage, self.revision)
+        return recovered if self.recovered else usual
 
     def kwargs(self) -> dict[str, str]:
         """The task's arguments on the wire."""
@@ -48,9 +54,10 @@ class Bell:
         return cls(Stage(stage), revision, recipe_id, canvas)
 
 
-def queue_name(stage: Stage, revision: str) -> str:
-    """Queues are per stage and checkpoint revision."""
-    return f"{stage.value}.{revision[:12]}"
+def queue_names(stage: Stage, revision: str) -> tuple[str, str]:
+    """The queues of a stage and checkpoint revision: that of recovered jobs, and the usual one."""
+    usual = f"{stage.value}.{revision[:12]}"
+    return f"recovered.{usual}", usual
 
 
 def bells_needed(rows: int, unit_size: int) -> int:

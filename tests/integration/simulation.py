@@ -18,7 +18,7 @@ from orchestrator.dispatcher import Dispatcher
 from orchestrator.rescuer import Rescuer
 from orchestrator.settings import Settings
 from orchestrator.state import queries
-from orchestrator.state.messages import Bell, queue_name
+from orchestrator.state.messages import Bell, queue_names
 from orchestrator.state.queries import Advanced, Claimed, Finished
 from orchestrator.state.transitions import Stage
 from tests.integration.seeding import NUMERICS, REVISION
@@ -43,9 +43,10 @@ class Queues:
             self.waiting.setdefault(bell.queue, deque()).extend([bell] * times)
 
     def hear(self, stages: Sequence[Stage]) -> Bell | None:
-        """The next bell, of the last stage first, as workers listen."""
-        for stage in reversed(stages):
-            queue = self.waiting.get(queue_name(stage, REVISION))
+        """The next bell as workers listen: for recovered jobs first, then of the last stage first."""
+        recovered, usual = zip(*(queue_names(stage, REVISION) for stage in reversed(stages)), strict=True)
+        for name in (*recovered, *usual):
+            queue = self.waiting.get(name)
             if queue:
                 return queue.popleft()
         return None

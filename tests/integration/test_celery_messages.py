@@ -9,7 +9,7 @@ from pathlib import Path
 import kombu
 
 from orchestrator.settings import Settings
-from orchestrator.state.messages import TASK, Bell, queue_name
+from orchestrator.state.messages import TASK, Bell, queue_names
 from orchestrator.state.transitions import Stage
 from workers.listener import Listener
 
@@ -23,10 +23,11 @@ from workers.listener import Listener
 
 def answer(bell):
     print("answered", bell.recipe_id, flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
+    if bell.recipe_id == "good":
+        os.kill(os.getpid(), signal.SIGTERM)
     return 0
 
-sys.exit(Listener(Settings(broker_url=sys.argv[1]), [Stage.ENCODE], sys.argv[2], "test").listen(answer))
+sys.exit(Listener(Settings(broker_url=sys.argv[1]), list(Stage), sys.argv[2], "test").listen(answer))
 """
 
 
@@ -41,7 +42,7 @@ class Bomb:
 
 
 def test_a_worker_opens_no_pickle_and_goes_on(valkey_url: str, tmp_path: Path) -> None:
-    mark, queue = tmp_path / "exploded", queue_name(Stage.ENCODE, REVISION)
+    mark, (_, queue) = tmp_path / "exploded", queue_names(Stage.ENCODE, REVISION)
     with kombu.Connection(valkey_url) as connection:
         producer = connection.Producer()
 
@@ -61,10 +62,24 @@ def test_a_worker_opens_no_pickle_and_goes_on(valkey_url: str, tmp_path: Path) -
         )
     listener = Listener(Settings(broker_url=valkey_url), [Stage.ENCODE], REVISION, "test")
     listener.ring([Bell(Stage.ENCODE, REVISION, "good")])
-    done = subprocess.run(
-        [sys.executable, "-c", WORKER, valkey_url, REVISION],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONWARNINGS": "ignore"},
-        cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S,
-    )  # fmt: skip
+    done = _listen(valkey_url, tmp_path)
     assert done.returncode == 0 and "answered good" in done.stdout.splitlines(), done.stderr
     assert os.listdir(tmp_path) == [], "nothing in a message was run"
+
+
+def test_bells_for_recovered_jobs_are_heard_before_all_others(valkey_url: str, tmp_path: Path) -> None:
+    revision = "c" * 40
+    listener = Listener(Settings(broker_url=valkey_url), list(Stage), revision, "test")
+    listener.ring([Bell(stage, revision, "good" if stage == Stage.ENCODE else str(stage)) for stage in Stage])
+    listener.ring([Bell(Stage.ENCODE, revision, "recovered", recovered=True)])
+    done = _listen(valkey_url, tmp_path, revision)
+    answered = [line.removeprefix("answered ") for line in done.stdout.splitlines() if line.startswith("answered")]
+    assert answered == ["recovered", "decode", "sample", "good"], done.stderr
+
+
+def _listen(valkey_url: str, folder: Path, revision: str = REVISION) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WORKER, valkey_url, revision],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONWARNINGS": "ignore"},
+        cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip

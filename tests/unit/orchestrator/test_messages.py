@@ -1,12 +1,13 @@
 """Bells: what comes over the wire is read as what was sent, and nothing else is believed."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.app.defaults import SETTING_KEYS
 
-from orchestrator.state.messages import TASK, Bell, bells_needed, broker_options, queue_name, ring
+from orchestrator.state.messages import TASK, Bell, bells_needed, broker_options, queue_names, ring
 from orchestrator.state.transitions import Stage
 
 BELL = Bell(Stage.SAMPLE, "0123456789abcdef", "recipe", "256x256")
@@ -38,9 +39,15 @@ def test_what_is_no_bell_is_refused(kwargs: Any) -> None:
 
 
 def test_workers_of_another_checkpoint_listen_elsewhere() -> None:
-    assert BELL.queue == queue_name(Stage.SAMPLE, BELL.revision) == "sample.0123456789ab"
-    queues = {queue_name(stage, revision) for stage in Stage for revision in ("a" * 64, "b" * 64)}
-    assert len(queues) == 6
+    assert BELL.queue == "sample.0123456789ab" == queue_names(Stage.SAMPLE, BELL.revision)[1]
+    queues = {name for stage in Stage for revision in ("a" * 64, "b" * 64) for name in queue_names(stage, revision)}
+    assert len(queues) == 12
+
+
+def test_a_bell_for_recovered_jobs_rings_apart_and_reads_the_same() -> None:
+    recovered = replace(BELL, recovered=True)
+    assert recovered.queue == "recovered.sample.0123456789ab"
+    assert recovered.kwargs() == BELL.kwargs() and Bell.parse(recovered.kwargs()) == BELL
 
 
 @pytest.mark.parametrize(("rows", "unit_size", "bells"), [(0, 8, 0), (1, 8, 1), (8, 8, 1), (9, 8, 2), (5, 1, 5)])

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +17,7 @@ from orchestrator.rescuer import Rescuer, missing_bells
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.database import now, open_database
-from orchestrator.state.messages import Bell, queue_name
+from orchestrator.state.messages import Bell, queue_names
 from orchestrator.state.queries import Group
 from orchestrator.state.tables import jobs, metadata, workers
 from orchestrator.state.transitions import BatchStatus, Stage
@@ -25,7 +26,7 @@ from tests.integration.seeding import NUMERICS, RECIPE, REVISION, Seeder
 ENCODE = Group(Stage.ENCODE, RECIPE, "", REVISION)
 SAMPLE = Group(Stage.SAMPLE, RECIPE, "256x256", REVISION)
 OTHER = Group(Stage.SAMPLE, "other", "512x512", REVISION)
-ENCODE_QUEUE, SAMPLE_QUEUE = queue_name(Stage.ENCODE, REVISION), queue_name(Stage.SAMPLE, REVISION)
+ENCODE_QUEUE, SAMPLE_QUEUE = (queue_names(stage, REVISION)[1] for stage in (Stage.ENCODE, Stage.SAMPLE))
 
 
 def bell(group: Group) -> Bell:
@@ -162,7 +163,7 @@ class TestTicks:
         seed.claim(group, 3, "dead")
         seed.claim(group, 2, "alive")
         rescue.tick()
-        assert rung == [bell(ENCODE)] * 3
+        assert rung == [replace(bell(ENCODE), recovered=True)] * 3, "heard before all others"
         assert [row["state"] for row in seed.rows()] == ["queued"] * 3 + ["running"] * 2
         assert not seed.do(queries.beat, "dead", rss_bytes=0) and seed.do(queries.beat, "alive", rss_bytes=0)
         rung.clear()
