@@ -19,6 +19,7 @@ from bench.figure import Figure
 from orchestrator.access.keys import create_key
 from orchestrator.access.scopes import Scope
 from orchestrator.api.app import build_app
+from orchestrator.api.cursors import write_cursor
 from orchestrator.settings import Settings
 from orchestrator.state.database import open_database
 
@@ -137,8 +138,15 @@ def pages(client: TestClient) -> list[str]:
         for _ in range(20):
             page = client.get(f"{of_large}?{query}limit=1000&after={page['next']}").json()
         found.append(f"{of_large}?{query}after={page['next']}")
-    seen = ("/", "/batches", f"/batches/{LARGE}", "/batches/b007", "/workers", "/audit", f"/batches/{LARGE}/sheet")
-    return found + [path for path in seen if client.get(path).status_code == 200]
+    seen = ["/", "/?part=live", "/batches", "/batches?q=s3", "/workers", "/schedules", "/presets", "/keys", "/audit",
+            "/new", "/jobs/1"]  # fmt: skip
+    deep = write_cursor(3000, 1)
+    for base in (f"/batches/{LARGE}", "/batches/b007"):
+        seen += [base, f"{base}/sheet", f"{base}/sheet?show=none&after={deep}"]
+        seen += [
+            f"{base}?{query}" for query in ("part=live", "state=failed&code=code_3", "q=SKU-0001", f"after={deep}")
+        ]
+    return found + seen
 
 
 def submit_seconds(settings: Settings, items: int) -> tuple[float, int]:

@@ -58,6 +58,9 @@ class Settings(BaseModel):
     step_cache: Literal["none", "first_block", "taylorseer", "magcache"] = Field(
         "none", description="skip blocks in some steps: faster, and other pictures"
     )
+    preview_every: int = Field(
+        0, ge=0, le=1000, description="record a small picture of the estimate after every so many steps; 0: none"
+    )
     threads: int | None = Field(None, ge=1, description="torch threads of a worker process; unset: torch decides")
 
     unit_size: int = Field(8, ge=1, le=1024, description="jobs a worker claims and runs together; 1 for the full model")

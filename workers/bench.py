@@ -53,6 +53,7 @@ class Editor(Protocol):
         self, condition: Tensor, text: TextEmbeds, canvas: Canvas, seeds: Sequence[int], steps: int, guidance: float,
         true_cfg: float = ..., negative: TextEmbeds | None = ..., sampler: str = ...,
         on_step: Callable[[int, Tensor], bool | None] | None = ..., *, lora: "Lora | None" = ...,
+        **seen: Any,
     ) -> Tensor: ...  # fmt: skip
     def decode(self, tokens: Tensor, canvas: Canvas) -> list[Image.Image]: ...
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 from PIL import Image
@@ -25,6 +26,7 @@ from orchestrator.storage import StorageError
 from workers import source
 from workers.bench import Bench, Recipe, lanes_to
 from workers.failures import Failure, classify
+from workers.previews import record
 from workers.results import adopt, find_again, store_picture
 
 TOKEN_CHANNELS = 64
@@ -100,6 +102,9 @@ def sample(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
 
     def run(together: Sequence[Claimed]) -> None:
         assert text is not None
+        recorder = record(bench, together)
+        every = bench.settings.preview_every
+        seen: Any = {} if recorder is None else {"on_preview": recorder.note, "preview_every": every}
         latents = bench.editor.sample(
             stack([conditions[job.id] for job in together]),
             text,
@@ -112,7 +117,10 @@ def sample(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
             recipe["sampler"],
             watched.still_wanted,
             lora=bench.lora(recipe),
+            **seen,
         )
+        if recorder is not None:
+            recorder.store()
         bench.handoffs.put(Stage.SAMPLE, dict(zip(together, latents, strict=True)))
 
     held = [job for job in unit if job.id in conditions]

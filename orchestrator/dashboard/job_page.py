@@ -51,7 +51,6 @@ class JobView:
     batch_name: str
     picture_note: str
     takes: tuple[JobCard, ...]
-    previews: tuple[object, ...]
     way: tuple[Span, ...]
     not_begun: str
     recipe_id: str | None
@@ -80,7 +79,7 @@ def show_job(caller: Reader, request: Request, kept: Services, job_id: JobId) ->
         job=card, batch_id=batch.id, batch_name=last_part(redact(batch.catalogue)),
         picture_note=f"Drag, or use the arrow keys. {job['canvas']} px" if card.has_source and card.has_result
         else "There is no result yet" if card.moving else "There is no result",
-        takes=tuple(map(job_card, takes)), previews=(), way=tuple(place(trace(job, ended))),
+        takes=tuple(map(job_card, takes)), way=tuple(place(trace(job, ended))),
         not_begun="A bad row is not worked on: correct the catalogue and submit it again." if not card.good
         else "It waits for a worker to claim it." if card.moving else "No worker has claimed it.",
         recipe_id=job["recipe_id"], prompt=redact(body.get("prompt") or "").strip(),

@@ -3,21 +3,22 @@
 from collections.abc import Callable
 from typing import Annotated
 
-from fastapi import Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from sqlalchemy import RowMapping
 
 from orchestrator.api.access import Reader
 from orchestrator.api.problems import Problem
-from orchestrator.dashboard.page import page_router
+from orchestrator.dashboard.page import page_router, render
 from orchestrator.dashboard.services import Kept, Services
-from orchestrator.dashboard.thumbnails import WIDTHS_PX, NoThumbnail
+from orchestrator.dashboard.thumbnails import WIDTHS_PX, NoThumbnail, shrink
 from orchestrator.state import queries
 from orchestrator.state.database import reading
 from orchestrator.state.queries import pages
-from orchestrator.storage import StorageError, open_object
+from orchestrator.storage import ObjectMissing, StorageError, open_object, open_store, previews_key
 
 router = page_router()
 WEBP, PNG, SVG = "image/webp", "image/png", "image/svg+xml"
+STRIP_PX = 2_048
 ABSENT = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 96 96"><g fill="none" stroke="#8d8c86" stroke-width="3">'
     '<rect x="26" y="30" width="44" height="36" rx="4"/><path d="M22 72 74 24"/></g></svg>'
@@ -25,11 +26,12 @@ ABSENT = (
 # A result never changes; of a source only its content's name does, once a worker has read it.
 KEEP = "private, max-age=86400"
 ASK_AGAIN = "private, no-cache"
+JobId = Annotated[int, Path(ge=1, le=2**63 - 1)]
 Width = Annotated[int, Query(alias="w", ge=1, le=WIDTHS_PX[-1])]
 
 
 @router.get("/jobs/{job_id}/result.webp")
-def show_result(_: Reader, request: Request, kept: Services, job_id: int, width_px: Width = WIDTHS_PX[0]) -> Response:
+def show_result(_: Reader, request: Request, kept: Services, job_id: JobId, width_px: Width = WIDTHS_PX[0]) -> Response:
     """The thumbnail of a job's result, at the next of the widths there are."""
     job = _find(kept, job_id)
     if job["result"] is None:
@@ -42,7 +44,7 @@ def show_result(_: Reader, request: Request, kept: Services, job_id: int, width_
 
 
 @router.get("/jobs/{job_id}/source.webp")
-def show_source(_: Reader, request: Request, kept: Services, job_id: int, width_px: Width = WIDTHS_PX[0]) -> Response:
+def show_source(_: Reader, request: Request, kept: Services, job_id: JobId, width_px: Width = WIDTHS_PX[0]) -> Response:
     """The thumbnail of a job's source, at the next of the widths there are."""
     job = _find(kept, job_id)
     if job["image"] is None:
@@ -62,7 +64,7 @@ def show_source(_: Reader, request: Request, kept: Services, job_id: int, width_
 
 
 @router.get("/jobs/{job_id}/result.png")
-def download_result(_: Reader, kept: Services, job_id: int) -> Response:
+def download_result(_: Reader, kept: Services, job_id: JobId) -> Response:
     """The result as it was stored, under its own name."""
     job = _find(kept, job_id)
     if job["result"] is None:
@@ -71,6 +73,41 @@ def download_result(_: Reader, kept: Services, job_id: int) -> Response:
     name = key.rpartition("/")[2].encode("ascii", "replace").decode().replace('"', "_")
     headers = {"content-disposition": f'attachment; filename="{name}"', "cache-control": KEEP}
     return Response(store.get(key), media_type=PNG, headers=headers)
+
+
+@router.get("/jobs/{job_id}/previews.webp")
+def show_previews(_: Reader, request: Request, kept: Services, job_id: JobId) -> Response:
+    """How a result came to be, as one strip. Raises Problem 404 where that was not recorded."""
+    job = _find(kept, job_id)
+    tag = kept.thumbnails.tag(f"previews:{job['sha256']}", WIDTHS_PX[-1])
+    if (unchanged := _unchanged(request, tag, KEEP)) is not None:
+        return unchanged
+    data = _read_previews(kept, job)
+    if data is None:
+        raise Problem(404, "no_previews", "no previews were recorded; KONTEXT_PREVIEW_EVERY asks workers for them")
+    return Response(shrink(data, STRIP_PX, kept.opened.settings.max_image_px), media_type=WEBP,
+                    headers={"etag": f'"{tag}"', "cache-control": KEEP})  # fmt: skip
+
+
+@router.get("/jobs/{job_id}/previews")
+def show_previews_part(caller: Reader, request: Request, kept: Services, job_id: JobId) -> Response:
+    """The part of a job's page that shows them; nothing where there are none, which only the store knows."""
+    found = _read_previews(kept, _find(kept, job_id)) is not None
+    return render(request, caller, "parts/previews.html", {"id": job_id, "found": found}, part="previews")
+
+
+def _read_previews(kept: Kept, job: RowMapping) -> bytes | None:
+    if job["result"] is None or job["custom_id"] is None or job["reused"]:
+        return None
+    with reading(kept.opened.engine).connect() as connection:
+        batch = queries.read_batch(connection, job["batch_id"])
+    assert batch is not None
+    store = open_store(batch.results_uri, kept.opened.settings)
+    try:
+        key = previews_key(job["custom_id"], job["take"], ignore_case=store.ignores_case)
+        return store.read(key, kept.opened.settings.max_image_bytes)
+    except ObjectMissing:
+        return None
 
 
 def _find(kept: Kept, job_id: int) -> RowMapping:

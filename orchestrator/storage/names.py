@@ -37,6 +37,11 @@ def result_name(custom_id: str, take: int = 1, *, ignore_case: bool = False) -> 
     return stem + ending + SUFFIX
 
 
+def previews_key(custom_id: str, take: int = 1, *, ignore_case: bool = False) -> str:
+    """Where the previews of a result lie, in the same store: no result's name begins with a dot."""
+    return f".previews/{result_name(custom_id, take, ignore_case=ignore_case)}"
+
+
 def _make_safe(part: str) -> str:
     part = _cut(_UNSAFE.sub("_", unicodedata.normalize("NFC", part)).strip(), MAX_PART_BYTES)
     # A folder called a.png would stand where the result of the id "a" goes.

@@ -58,6 +58,7 @@ def site(stack: Settings) -> Iterator[Site]:
             update={
                 "home": folder / "home", "database_url": f"sqlite:///{folder / 'state.db'}",
                 "results_uri": f"s3://kontext-local/{folder.name}", "unit_size": 2, "threads": 1, "heartbeat_s": 0.5,
+                "preview_every": 1,
                 "checkpoint": str(make_checkpoint(folder / "checkpoint", size="tiny")),
             }
         )  # fmt: skip

@@ -135,8 +135,11 @@ def test_pictures_are_decided_on_with_keys_alone(visitor: Visitor, site: Site, b
     await_true(lambda: told() == [1, None, None, None, None], "the manifest names the approved take")
 
 
-def test_the_slider_is_moved_by_the_arrow_keys(visitor: Visitor, site: Site, batch_id: list[str]) -> None:
+def test_a_job_shows_how_it_came_to_be_and_its_slider_moves_by_keys(
+    visitor: Visitor, site: Site, batch_id: list[str]
+) -> None:
     page = visitor.enter(f"/jobs/{first_job(site, batch_id[0])}")
+    expect(page.get_by_role("heading", name="While it was denoised")).to_be_visible()
     slider = page.get_by_role("slider")
     slider.focus()
     before = page.locator(".compare .edge").bounding_box()
@@ -155,6 +158,17 @@ def test_a_selection_is_kept_while_the_page_is_live(visitor: Visitor, batch_id: 
     expect(page.get_by_label("Select sku-0", exact=True)).to_be_checked()
     page.get_by_role("button", name="Reject").click()
     expect(page.get_by_text("1 picture rejected")).to_be_visible()
+
+
+def test_a_tab_that_nobody_sees_gives_its_connection_back(visitor: Visitor, batch_id: list[str]) -> None:
+    page = visitor.enter(f"/batches/{batch_id[0]}")
+    seen = "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true }); \
+        document.dispatchEvent(new Event('visibilitychange')); }"
+    with page.expect_event("requestfinished", lambda request: "/live?" in request.url):
+        page.evaluate(seen, True)
+    with page.expect_request("**/live?batch=*"):
+        page.evaluate(seen, False)
+    expect(page.locator("[data-live-state]")).to_have_text("live")
 
 
 def test_a_schedule_is_made_and_fires(visitor: Visitor, site: Site, photos: list[Path]) -> None:

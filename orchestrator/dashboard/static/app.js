@@ -113,8 +113,31 @@
   document.addEventListener("focusout", () => window.setTimeout(() => {
     for (const part of stale) if (!held(part) && !document.hidden) refresh(part);
   }, 50));
+  /* A browser holds six connections to a host open: tabs that nobody sees give theirs back. Their titles go on showing
+     progress, only less often. */
+  const sources = new Set();
+  let glance = 0;
+  window.htmx.createEventSource = (url) => {
+    const source = new EventSource(url);
+    sources.add(source);
+    if (document.hidden) source.close();
+    return source;
+  };
   document.addEventListener("visibilitychange", () => {
-    if (!document.hidden) for (const part of [...stale]) if (!held(part)) refresh(part);
+    window.clearInterval(glance);
+    if (document.hidden) {
+      for (const source of sources) source.close();
+      glance = window.setInterval(() => {
+        for (const part of all("[data-live]:not([data-hold])")) refresh(part);
+      }, 5000);
+      return;
+    }
+    for (const source of [...sources]) {
+      if (source.readyState !== EventSource.CLOSED) continue;
+      sources.delete(source);
+      source.onerror(new Event("error")); /* the extension opens it anew, and the parts are asked for again */
+    }
+    for (const part of [...stale]) if (!held(part)) refresh(part);
   });
   function standing(text, away) {
     for (const mark of all("[data-live-state]")) {
