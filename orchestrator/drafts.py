@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,6 @@ from orchestrator.submission import inputs_uri
 
 FOLDER = "drafts"
 DRAFT_MAX_BYTES = 4 << 20
-CATALOGUE_MAX_BYTES = 1 << 30
 SAMPLE_ROWS = 3
 TABLES = (".csv", ".tsv")
 LIKELY: Mapping[str, tuple[str, ...]] = {
@@ -86,11 +86,14 @@ def save(files: Sequence[SentFile], settings: Settings) -> Draft:
     if rows and kinds[rows[0]] == ".zip":
         return _save_archive(rows[0], store, settings)
     if rows:
-        data = rows[0].path.read_bytes()
-        return _write(store, _base(rows[0].name), data, kinds[rows[0]], images)
-    lines = [{"image": key, "custom_id": str(PurePosixPath(name).with_suffix(""))} for name, key in images.items()]
+        return _write(store, _base(rows[0].name), rows[0].path, kinds[rows[0]], images)
     name = _base(pictures[0].name) if len(pictures) == 1 else f"{len(pictures)} images"
-    return _write(store, name, _jsonl(lines), ".jsonl", {})
+    with tempfile.TemporaryDirectory(prefix="kontext-draft-") as folder:
+        lines = Path(folder) / "images.jsonl"
+        with lines.open("w", encoding="utf-8") as out:
+            for image, key in images.items():
+                out.write(json.dumps({"image": key, "custom_id": str(PurePosixPath(image).with_suffix(""))}) + "\n")
+        return _write(store, name, lines, ".jsonl", {})
 
 
 def load(draft_id: str, settings: Settings) -> Draft:
@@ -111,7 +114,8 @@ def fetch(draft: Draft, settings: Settings) -> Iterator[Path]:
     store = open_store(inputs_uri(settings), settings)
     with tempfile.TemporaryDirectory(prefix="kontext-draft-") as folder:
         path = Path(folder) / f"rows{draft.kind}"
-        path.write_bytes(store.read(draft.catalogue, CATALOGUE_MAX_BYTES))
+        with store.open(draft.catalogue) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
         yield path
 
 
@@ -217,7 +221,7 @@ def _save_archive(sent: SentFile, store: Store, settings: Settings) -> Draft:
     with tempfile.TemporaryDirectory(prefix="kontext-draft-") as folder:
         lines = Path(folder) / "images.jsonl"
         unpack_images(sent.path, sent.name, store, lines, max_bytes=settings.max_image_bytes, version="")
-        return _write(store, _base(sent.name), lines.read_bytes(), ".jsonl", {})
+        return _write(store, _base(sent.name), lines, ".jsonl", {})
 
 
 def _store_image(sent: SentFile, store: Store, settings: Settings) -> str:
@@ -229,17 +233,14 @@ def _store_image(sent: SentFile, store: Store, settings: Settings) -> str:
     return key
 
 
-def _write(store: Store, name: str, data: bytes, kind: str, images: Mapping[str, str]) -> Draft:
-    key = f"{hashlib.sha256(data).hexdigest()}{kind}"
-    store.put(key, data)
+def _write(store: Store, name: str, rows: Path, kind: str, images: Mapping[str, str]) -> Draft:
+    with rows.open("rb") as stream:
+        key = f"{hashlib.file_digest(stream, 'sha256').hexdigest()}{kind}"
+    store.replace(key, rows)  # streamed, and the same bytes whoever wrote them before
     told = json.dumps({"name": name[:200], "catalogue": key, "images": dict(images)}, sort_keys=True).encode()
     draft_id = hashlib.sha256(told).hexdigest()[:32]
     store.put(f"{FOLDER}/{draft_id}.json", told, content_type="application/json")
     return Draft(draft_id, name[:200], key, images)
-
-
-def _jsonl(lines: Sequence[Mapping[str, str]]) -> bytes:
-    return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
 def _base(name: str) -> str:
