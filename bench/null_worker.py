@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kontext_model.canvas import Canvas
 from kontext_model.lora import Lora
+from kontext_model.preview import OnPreview
 from kontext_model.revision import Defaults
 from kontext_model.text import TextEmbeds
 from orchestrator.settings import Settings, configure_logs, read_settings
@@ -22,7 +23,7 @@ DEFAULTS = Defaults(area_px=64 * 64, text_length=8, steps=1, guidance=1.0)
 class NullEditor:
     """Gives zeros of the right shape at every stage."""
 
-    defaults, revision = DEFAULTS, REVISION
+    defaults, revision, draws_previews = DEFAULTS, REVISION, False
 
     def encode_text(self, texts: Sequence[str]) -> TextEmbeds:
         return TextEmbeds(torch.zeros(len(texts), 8), torch.zeros(len(texts), 8, 8))
@@ -34,6 +35,7 @@ class NullEditor:
         self, condition: Tensor, text: TextEmbeds, canvas: Canvas, seeds: Sequence[int], steps: int, guidance: float,
         true_cfg: float = 1.0, negative: TextEmbeds | None = None, sampler: str = "euler",
         on_step: Callable[[int, Tensor], bool | None] | None = None, *, lora: Lora | None = None,
+        on_preview: OnPreview | None = None, preview_every: int = 1,
     ) -> Tensor:  # fmt: skip
         return condition
 

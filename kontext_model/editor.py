@@ -129,6 +129,11 @@ class KontextEditor:
     def revision(self) -> str:
         return self.checkpoint.revision
 
+    @property
+    def draws_previews(self) -> bool:
+        """Whether `sample` can draw previews: the VAE is open, which teaches it the latents' colours."""
+        return self.checkpoint.vae is not None
+
     def __call__(self, images: Sequence[Image.Image], edits: Sequence[Edit]) -> list[Image.Image]:
         """Edit each image by the edit beside it; results in the same order, each of its own canvas's size.
 

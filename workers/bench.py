@@ -32,6 +32,7 @@ from workers.ledger import Ledger
 
 if TYPE_CHECKING:
     from kontext_model.lora import Lora
+    from kontext_model.preview import OnPreview
 
 NETWORK_LANES, DISK_LANES = 8, 2
 """Calls at once. Networks are waited for; threads that copy from and to a disk stand in each other's way."""
@@ -47,13 +48,15 @@ class Editor(Protocol):
     def defaults(self) -> Defaults: ...
     @property
     def revision(self) -> str: ...
+    @property
+    def draws_previews(self) -> bool: ...
     def encode_text(self, texts: Sequence[str]) -> TextEmbeds: ...
     def encode_images(self, images: Sequence[Image.Image], canvas: Canvas, fit: str = ...) -> Tensor: ...
     def sample(
         self, condition: Tensor, text: TextEmbeds, canvas: Canvas, seeds: Sequence[int], steps: int, guidance: float,
         true_cfg: float = ..., negative: TextEmbeds | None = ..., sampler: str = ...,
         on_step: Callable[[int, Tensor], bool | None] | None = ..., *, lora: "Lora | None" = ...,
-        **seen: Any,
+        on_preview: "OnPreview | None" = ..., preview_every: int = ...,
     ) -> Tensor: ...  # fmt: skip
     def decode(self, tokens: Tensor, canvas: Canvas) -> list[Image.Image]: ...
 

@@ -1,7 +1,7 @@
 """Previews: how a picture came to be, one strip a job, stored beside the results where that was asked for.
 
-Owns the strip and its place. Refuses to matter: a strip that cannot be drawn or stored costs a line in the log and
-never a job. The stages that draw need the VAE, so that a worker of `sample` alone records none.
+Owns the strip and its place. Refuses to matter: a strip that cannot be stored costs a line in the log and never a job.
+What is drawn needs the VAE, so that a worker of `sample` alone records none.
 """
 
 from collections import defaultdict
@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import structlog
 from PIL import Image
 
-from kontext_model.checkpoint import CheckpointError
 from orchestrator.state.queries import Claimed
-from orchestrator.storage import StorageError, previews_key
-from workers.bench import Bench
+from orchestrator.storage import previews_key
+from workers.bench import Bench, lanes_to
 from workers.finishing import finish
 
 log = structlog.get_logger("previews")
@@ -33,26 +32,22 @@ class Recorder:
 
     def store(self) -> None:
         """Store what was noted, where an earlier attempt has not."""
-        for job in self._jobs:
-            if frames := self._frames.get(job.id):
-                store = self._bench.store(self._bench.batch(job.batch_id).results_uri)
-                data = finish(join(frames), fingerprint=job.fingerprint or "")
-                try:
-                    key = previews_key(job.custom_id, job.take, ignore_case=store.ignores_case)
-                    store.put(key, data, content_type="image/png")
-                except StorageError as error:
-                    log.warning("previews not stored", job=job.id, error=str(error))
+        noted = [job for job in self._jobs if job.id in self._frames]
+        lanes = lanes_to(*(self._bench.batch(job.batch_id).results_uri for job in noted))
+        for job, end in zip(noted, self._bench.each(self._store_one, noted, lanes), strict=True):
+            if isinstance(end, Exception):
+                log.warning("previews not stored", job=job.id, error=str(end))
+
+    def _store_one(self, job: Claimed) -> bool:
+        store = self._bench.store(self._bench.batch(job.batch_id).results_uri)
+        key = previews_key(job.custom_id, job.take, ignore_case=store.ignores_case)
+        strip = finish(join(self._frames[job.id]), fingerprint=job.fingerprint or "")
+        return store.put(key, strip, content_type="image/png")
 
 
 def record(bench: Bench, jobs: Sequence[Claimed]) -> Recorder | None:
     """A recorder where previews are asked for and can be drawn; else None."""
-    if not bench.settings.preview_every:
-        return None
-    try:
-        bench.editor.checkpoint.check_stage("decode")  # type: ignore[attr-defined]
-    except (CheckpointError, AttributeError):
-        return None
-    return Recorder(bench, jobs)
+    return Recorder(bench, jobs) if bench.settings.preview_every and bench.editor.draws_previews else None
 
 
 def join(frames: Sequence[Image.Image]) -> Image.Image:

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 from PIL import Image
@@ -103,8 +102,6 @@ def sample(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
     def run(together: Sequence[Claimed]) -> None:
         assert text is not None
         recorder = record(bench, together)
-        every = bench.settings.preview_every
-        seen: Any = {} if recorder is None else {"on_preview": recorder.note, "preview_every": every}
         latents = bench.editor.sample(
             stack([conditions[job.id] for job in together]),
             text,
@@ -117,7 +114,8 @@ def sample(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
             recipe["sampler"],
             watched.still_wanted,
             lora=bench.lora(recipe),
-            **seen,
+            on_preview=None if recorder is None else recorder.note,
+            preview_every=bench.settings.preview_every or 1,
         )
         if recorder is not None:
             recorder.store()

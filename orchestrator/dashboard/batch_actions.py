@@ -13,7 +13,7 @@ from orchestrator.api import audit
 from orchestrator.api.access import Caller, Submitter
 from orchestrator.api.problems import Problem
 from orchestrator.control import Change
-from orchestrator.dashboard.batch_page import find_batch
+from orchestrator.dashboard.finding import find_batch
 from orchestrator.dashboard.job_filter import Filter, UrlFilter
 from orchestrator.dashboard.page import page_router, redirect
 from orchestrator.dashboard.services import Kept, Services

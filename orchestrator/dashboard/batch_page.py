@@ -12,10 +12,10 @@ from sqlalchemy import Connection
 
 from orchestrator.api.access import Reader
 from orchestrator.api.cursors import write_cursor
-from orchestrator.batches import BatchError
 from orchestrator.dashboard import charts
 from orchestrator.dashboard.batch_list import Pages, Tab
 from orchestrator.dashboard.figures import batch_rate_per_s, chart_ends, remaining_s
+from orchestrator.dashboard.finding import find_batch
 from orchestrator.dashboard.job_card import JobCard, job_card
 from orchestrator.dashboard.job_filter import Filter, UrlFilter
 from orchestrator.dashboard.page import page_router, render
@@ -99,14 +99,6 @@ def export_jobs(_: Reader, kept: Services, batch_id: str, filter_: Filter) -> Re
     name = f"{batch.id}{'-' + filter_.state if filter_.state else ''}.csv"
     headers = {"content-disposition": f'attachment; filename="{name}"'}
     return StreamingResponse(_csv(kept, batch, filter_), media_type="text/csv; charset=utf-8", headers=headers)
-
-
-def find_batch(connection: Connection, batch_id: str) -> Batch:
-    """A batch. Raises BatchError when there is none of that id."""
-    batch = queries.read_batch(connection, batch_id)
-    if batch is None:
-        raise BatchError(f"there is no batch {batch_id[:80]!r}")
-    return batch
 
 
 def look(kept: Kept, batch_id: str, filter_: UrlFilter, *, live: bool = True, jobs: bool = True) -> BatchView:

@@ -12,10 +12,10 @@ from sqlalchemy import RowMapping
 from orchestrator.api.access import Reader
 from orchestrator.api.problems import Problem
 from orchestrator.dashboard.charts import Span, place
+from orchestrator.dashboard.finding import JobId
 from orchestrator.dashboard.job_card import STAGES, JobCard, job_card
 from orchestrator.dashboard.page import page_router, render
 from orchestrator.dashboard.services import Services
-from orchestrator.dashboard.sheet import JobId
 from orchestrator.dashboard.wording import duration, last_part
 from orchestrator.presets import PRESETS
 from orchestrator.redaction import redact, redact_cell

@@ -49,14 +49,14 @@ class Thumbnails:
         """What names a thumbnail of this content at this width: its entity tag, and its file."""
         return hashlib.sha256(f"1:{content}:{width_px}".encode()).hexdigest()[:32]
 
-    def result(self, uri: str, sha256: str, width_px: int) -> bytes:
-        """A result's thumbnail. Raises NoThumbnail, StorageError."""
+    def stored(self, uri: str, content: str, width_px: int) -> bytes:
+        """The thumbnail of a picture that a worker stored; `content` is what tells it. Raises NoThumbnail, StorageError."""
 
         def read() -> bytes:
             store, key = open_object(uri, self._settings)
             return store.read(key, self._settings.max_image_bytes)
 
-        return self._keep(self.tag(sha256, width_px), width_px, read)
+        return self._keep(self.tag(content, width_px), width_px, read)
 
     def source(self, image: str, image_root: str, content: str, width_px: int) -> bytes:
         """A source's thumbnail, of a path below the catalogue's folder or an s3:// URI.

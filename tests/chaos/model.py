@@ -26,7 +26,7 @@ STEP_S = 0.05
 class EchoEditor:
     """Latents are the photo's colours by token, sampling adds noise from the seed, decoding paints the tokens."""
 
-    defaults, revision = CHECKPOINT.defaults, CHECKPOINT.revision
+    defaults, revision, draws_previews = CHECKPOINT.defaults, CHECKPOINT.revision, False
 
     def encode_text(self, texts: Sequence[str]) -> TextEmbeds:
         pooled = torch.stack([_noise(sum(text.encode()), 1)[0, :8] for text in texts])
@@ -44,7 +44,7 @@ class EchoEditor:
     def sample(
         self, condition: Tensor, text: TextEmbeds, canvas: Canvas, seeds: Sequence[int], steps: int, guidance: float,
         true_cfg: float = 1.0, negative: TextEmbeds | None = None, sampler: str = "euler",
-        on_step: Callable[[int, Tensor], bool | None] | None = None, *, lora: object = None,
+        on_step: Callable[[int, Tensor], bool | None] | None = None, *, lora: object = None, **_: object,
     ) -> Tensor:  # fmt: skip
         linger(Stage.SAMPLE, lambda: on_step is None or on_step(0, condition) is not False)
         noise = torch.stack([_noise(seed, canvas.tokens) for seed in seeds])

@@ -41,6 +41,7 @@ class CountingEditor:
     calls: dict[str, int] = field(default_factory=lambda: {"encode": 0, "sample": 0, "decode": 0})
     revision: str = REVISION
     defaults: Defaults = DEFAULTS
+    draws_previews: bool = False
 
     def encode_text(self, texts: Sequence[str]) -> TextEmbeds:
         return TextEmbeds(torch.zeros(len(texts), 8), torch.zeros(len(texts), 16, 8))

@@ -123,22 +123,24 @@
     if (document.hidden) source.close();
     return source;
   };
-  document.addEventListener("visibilitychange", () => {
+  function rest() {
+    for (const source of sources) source.close();
     window.clearInterval(glance);
-    if (document.hidden) {
-      for (const source of sources) source.close();
-      glance = window.setInterval(() => {
-        for (const part of all("[data-live]:not([data-hold])")) refresh(part);
-      }, 5000);
-      return;
-    }
+    glance = window.setInterval(() => {
+      for (const part of all("[data-live]:not([data-hold])")) refresh(part);
+    }, 5000);
+  }
+  function wake() {
+    window.clearInterval(glance);
     for (const source of [...sources]) {
       if (source.readyState !== EventSource.CLOSED) continue;
       sources.delete(source);
       source.onerror(new Event("error")); /* the extension opens it anew, and the parts are asked for again */
     }
     for (const part of [...stale]) if (!held(part)) refresh(part);
-  });
+  }
+  document.addEventListener("visibilitychange", () => (document.hidden ? rest() : wake()));
+  if (document.hidden) rest();
   function standing(text, away) {
     for (const mark of all("[data-live-state]")) {
       mark.textContent = text;
