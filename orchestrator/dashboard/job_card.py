@@ -34,6 +34,11 @@ class JobCard:
     no_result: str
 
     @property
+    def mark(self) -> str:
+        """Its id and how its frame looks on a sheet, so that a page can tell what it shows already."""
+        return f"{self.id}:{self.state_text}:{self.decision or ''}"
+
+    @property
     def moving(self) -> bool:
         """Whether it will change by itself."""
         return self.state in ACTIVE

@@ -50,7 +50,7 @@ class Thumbnails:
         return hashlib.sha256(f"1:{content}:{width_px}".encode()).hexdigest()[:32]
 
     def stored(self, uri: str, content: str, width_px: int) -> bytes:
-        """The thumbnail of a picture that a worker stored; `content` is what tells it. Raises NoThumbnail, StorageError."""
+        """The thumbnail of what a worker stored; `content` tells versions apart. Raises NoThumbnail, StorageError."""
 
         def read() -> bytes:
             store, key = open_object(uri, self._settings)

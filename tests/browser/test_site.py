@@ -121,6 +121,12 @@ def test_pictures_are_decided_on_with_keys_alone(visitor: Visitor, site: Site, b
         rows = site.ask(queries.list_jobs, batch_id[0], limit=9).jobs
         return [(row["line"], row["take"], row["decision"]) for row in rows]
 
+    other = visitor.enter(f"/batches/{batch_id[0]}/sheet")
+    other.locator("[data-frame]").last.get_by_role("button", name="Approve").click()
+    expect(page.locator(".frame.approved")).to_have_count(2)  # what others decide is seen, too
+    expect(page.locator("[data-count=approved]")).to_have_text("2")
+    other.locator("[data-frame]").last.get_by_role("button", name="Approve").click()
+    expect(page.locator("[data-count=approved]")).to_have_text("1")
     assert decided() == [(2, 1, "approved"), (3, 1, "rejected"), (4, 1, None), (4, 2, None), (5, 1, None)]
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Takes of this row")).to_be_visible()

@@ -203,6 +203,38 @@ def test_a_picture_is_decided_on_and_made_anew_beside_the_old(client: TestClient
     assert refused.status_code == 409 and "Take 2 of this row is pending" in refused.text
 
 
+def test_a_sheet_is_told_what_looks_otherwise_by_now(client: TestClient, batch: Seeder) -> None:
+    seen = re.findall(r'name="seen" value="([^"]*)"', client.get("/batches/b/sheet").text)
+    assert len(seen) == 4
+
+    def changed() -> list[str]:
+        answer = client.get("/batches/b/sheet", params={"part": "sheet", "seen": seen})
+        assert answer.text.count('hx-swap-oob="true"') == answer.text.count("<article")
+        return re.findall(r'data-frame="(\d+)" data-state="\w+" data-decision="(\w*)"', answer.text)
+
+    assert changed() == []
+    client.post("/jobs/2/reject")
+    assert changed() == [("2", "rejected")], "also where somebody else decided"
+    tabs = client.get("/batches/b/sheet?part=sheet&show=none").text
+    assert re.findall(r'data-count="(\w+)">(\d+)', tabs) == [
+        ("all", "4"), ("none", "3"), ("approved", "0"), ("rejected", "1"),
+    ]  # fmt: skip
+    assert client.get("/batches/b/sheet?part=sheet&seen=x").status_code == 422
+
+
+def test_a_job_shows_how_its_picture_came_to_be(client: TestClient, batch: Seeder, tmp_path: Path) -> None:
+    assert client.get("/jobs/1/previews").text.strip() == "", "none were recorded"
+    uri = batch.do(queries.read_batch, "b").results_uri  # type: ignore[union-attr]
+    strip = Path(uri) / ".previews" / f"{batch.row(1)['custom_id']}.png"
+    strip.parent.mkdir(parents=True)
+    Image.new("RGB", (80 * 3, 60), "olive").save(strip)
+    text = client.get("/jobs/1/previews").text
+    assert re.findall(r'viewBox="([^"]*)"', text) == ["0 0 80 60", "80 0 80 60", "160 0 80 60"]
+    answer = client.get("/jobs/1/previews.webp")
+    assert Image.open(io.BytesIO(answer.content)).size == (240, 60)
+    assert client.get("/jobs/1/previews.webp", headers={"if-none-match": answer.headers["etag"]}).status_code == 304
+
+
 def test_a_reader_sees_all_and_changes_nothing(enter: Callable[[Scope], TestClient], batch: Seeder) -> None:
     reader = enter(Scope.READ)
     assert "Retry 1" not in reader.get("/batches/b").text

@@ -165,7 +165,7 @@
   document.addEventListener("htmx:afterSettle", (event) => {
     localise(event.target);
     count();
-    if (event.target.matches?.("[data-frame]")) walkBack();
+    if (at !== null && event.target.dataset?.frame === at) walkBack();
   });
 
   /* The contact sheet by keys */
@@ -181,10 +181,8 @@
     if (scroll) frame.scrollIntoView({ block: "nearest" });
   }
   function walkBack() {
-    if (!sheet || at === null) return;
     const frame = sheet.querySelector(`[data-frame="${at}"]`);
     if (frame) mark(frame, false);
-    tally();
   }
   function columns() {
     const list = frames();
@@ -199,26 +197,6 @@
     const link = document.querySelector(next < 0 ? 'a[rel="prev"]' : 'a[rel="next"]');
     if (here !== -1 && link && Math.abs(by) === 1) window.location.assign(link.href);
   }
-  let counted = null;
-  function tally() {
-    const seen = { approved: 0, rejected: 0 };
-    for (const frame of frames()) if (frame.dataset.decision in seen) seen[frame.dataset.decision] += 1;
-    if (counted) {
-      let decided = 0;
-      for (const name of ["approved", "rejected"]) {
-        const by = seen[name] - counted[name];
-        decided += by;
-        bump(name, by);
-      }
-      bump("none", -decided + (frames().length - counted.frames));
-      bump("all", frames().length - counted.frames);
-    }
-    counted = { ...seen, frames: frames().length };
-  }
-  function bump(name, by) {
-    const place = document.querySelector(`[data-count="${name}"]`);
-    if (place && by) place.textContent = (Number(place.textContent.replaceAll(",", "")) + by).toLocaleString("en");
-  }
   function decide(key) {
     const frame = sheet.querySelector(`[data-frame="${at}"]`);
     const form = frame?.querySelector(`[data-decide="${key}"]`);
@@ -227,7 +205,6 @@
     if (key !== "g") step(1);
   }
   if (sheet) {
-    tally();
     sheet.addEventListener("focusin", (event) => {
       const frame = event.target.closest("[data-frame]");
       if (frame && frame.dataset.frame !== at) {

@@ -42,6 +42,12 @@ def list_pictures(
     return JobPage(rows, None if bound is None else (bound.line, bound.take))
 
 
+def read_jobs(connection: Connection, batch_id: str, ids: Sequence[int]) -> list[RowMapping]:
+    """Those of these jobs that are the batch's, in the catalogue's order."""
+    statement = select(jobs).where(jobs.c.batch_id == batch_id, jobs.c.id.in_(ids)).order_by(jobs.c.line, jobs.c.take)
+    return list(connection.execute(statement).mappings().all())
+
+
 def ids_of_batch(connection: Connection, batch_id: str, ids: Sequence[int]) -> list[int]:
     """Those of these jobs that are the batch's."""
     statement = select(jobs.c.id).where(jobs.c.batch_id == batch_id, jobs.c.id.in_(ids)).order_by(jobs.c.id)
