@@ -1,88 +1,115 @@
-"""`python -m tests.browser.gallery URL KEY BATCH JOB DRAFT FOLDER`: a picture of every page in both themes, for docs.
+"""`python -m tests.browser.gallery FOLDER`: a picture of every page in both themes, for docs.
 
-DRAFT is the path of a draft, as `/new/…`. Desktop pictures are one a page and theme; phone ones stand side by side, one
-picture a theme.
+Sets the scene, then walks through it. A desktop picture shows a page and theme from its top, as far as is worth it;
+phone ones stand side by side, one picture a theme. With `--stay` the site stands until its standard input ends.
 """
 
 import io
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.browser.conftest import FLAGS
+from orchestrator.local_stack import ensure_stack, stop_stack
+from orchestrator.settings import Settings
+from tests.browser.scene import Scene, set_scene
+from tests.browser.site import FLAGS, open_site
 
-DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-SHOWN_PX, PHONE_PX, GAP_PX = 1120, 260, 20
-QUALITY = 80
-GROUNDS = {"light": "#e4e4e0", "dark": "#2a2a2a"}
+DESKTOP, PHONE = {"width": 1200, "height": 800}, {"width": 390, "height": 844}
+MOST_PX, PHONE_PX, GAP_PX = 1500, 300, 24
+COLOURS = 256
+GROUNDS = {"light": "#dededa", "dark": "#2e2e2e"}
+ON_PHONE = ("overview", "batch", "sheet", "job", "schedules")
+WORKERS = ("encode,sample,decode", "encode,decode")
 
 
-def main(url: str, key: str, batch: str, job: str, draft: str, folder: str) -> None:
-    """Take them all."""
-    pages = {
-        "overview": "/", "batches": "/batches", "batch": f"/batches/{batch}", "sheet": f"/batches/{batch}/sheet",
-        "job": f"/jobs/{job}", "new": draft, "schedules": "/schedules", "workers": "/workers", "presets": "/presets",
-        "keys": "/keys", "audit": "/audit",
-    }  # fmt: skip
+def main(folder: str, *flags: str) -> None:
+    """Set the scene and take all pictures."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="kontext-gallery-") as name:
+        empty = Settings(home=Path(name) / "stack")
+        try:
+            with open_site(ensure_stack(empty), Path(name), WORKERS, unit_size=4) as site:
+                scene = set_scene(site)
+                print(site.url, site.key, scene, flush=True)
+                photograph(site.url, site.key, scene, target)
+                if "--stay" in flags:
+                    sys.stdin.read()
+        finally:
+            stop_stack(empty)
+
+
+def photograph(url: str, key: str, scene: Scene, target: Path) -> None:
+    """Walk through the site at both themes, on a desk and on a phone."""
+    pages = {
+        "overview": "/", "batches": "/batches", "batch": f"/batches/{scene.running}",
+        "sheet": f"/batches/{scene.decided}/sheet", "job": f"/jobs/{scene.job}", "new": f"/new/{scene.draft}",
+        "schedules": "/schedules", "workers": "/workers", "presets": "/presets", "keys": "/keys", "audit": "/audit",
+    }  # fmt: skip
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(FLAGS))
         for theme in GROUNDS:
-            page = enter(chromium, url, key, theme, DESKTOP, target / f"sign-in-{theme}.webp")
+            page = enter(chromium, url, key, theme, DESKTOP, target / f"sign-in-{theme}.png")
             for name, path in pages.items():
-                save(take(page, url + path), target / f"{name}-{theme}.webp", SHOWN_PX)
-            phone = enter(chromium, url, key, theme, PHONE, None)
-            beside([take(phone, url + path) for path in pages.values()], GROUNDS[theme], target / f"phone-{theme}.webp")
+                store(take(page, url + path, MOST_PX), target / f"{name}-{theme}.png")
+            phone = enter(chromium, url, key, theme, PHONE)
+            small = [take(phone, url + pages[name], PHONE["height"]) for name in ON_PHONE]
+            store(beside(small, GROUNDS[theme]), target / f"phone-{theme}.png")
         chromium.close()
 
 
 def enter(
-    chromium: Browser, url: str, key: str, theme: str, viewport: dict[str, int], door: Path | None
+    chromium: Browser, url: str, key: str, theme: str, viewport: dict[str, int], door: Path | None = None
 ) -> Page:  # fmt: skip
     """A page that is signed in; the one that asks for a key is pictured on the way."""
     context = chromium.new_context(viewport=viewport, color_scheme=theme, timezone_id="Asia/Shanghai")  # type: ignore[arg-type]
     page = context.new_page()
     page.goto(f"{url}/sign-in")
     if door is not None:
-        save(Image.open(io.BytesIO(page.screenshot())), door, SHOWN_PX)
+        store(read(page.screenshot(clip={"x": 0, "y": 0, "width": viewport["width"], "height": 640})), door)
     page.get_by_label("API key").fill(key)
     page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"{url}/")
     return page
 
 
-def take(page: Page, url: str) -> Image.Image:
-    """A picture of a page once all of its own pictures are there."""
+def take(page: Page, url: str, most_px: int) -> Image.Image:
+    """A picture of a page from its top, once all that it shows is there."""
     page.goto(url)
-    page.wait_for_load_state("load")
-    page.wait_for_timeout(700)
+    high = page.evaluate("document.querySelector('main').scrollHeight")
+    size = page.viewport_size
+    assert size is not None
+    page.set_viewport_size({"width": size["width"], "height": max(size["height"], min(high, most_px))})
+    page.wait_for_timeout(900)
     page.wait_for_function("Array.from(document.images).filter(i => i.getBoundingClientRect().top < innerHeight)"
-                           ".every(i => i.complete)")  # fmt: skip
-    return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+                           ".every(i => i.complete) && !document.querySelector('.htmx-request')")  # fmt: skip
+    picture = read(page.screenshot())
+    page.set_viewport_size(size)
+    return picture
 
 
-def save(picture: Image.Image, path: Path, width_px: int) -> None:
-    """Store it, so wide."""
-    picture.resize((width_px, round(picture.height * width_px / picture.width)), Image.Resampling.LANCZOS).save(
-        path, "WEBP", quality=QUALITY, method=6
-    )
+def read(data: bytes) -> Image.Image:
+    """A screenshot as a picture."""
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def beside(pictures: list[Image.Image], ground: str, path: Path) -> None:
-    """Store pictures side by side, in two rows."""
+def store(picture: Image.Image, path: Path) -> None:
+    """Store it with as many colours as a page has, which keeps its letters sharp."""
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def beside(pictures: list[Image.Image], ground: str) -> Image.Image:
+    """Pictures of a phone side by side."""
     height_px = round(PHONE["height"] * PHONE_PX / PHONE["width"])
-    columns = -(-len(pictures) // 2)
-    sheet = Image.new(
-        "RGB", (columns * (PHONE_PX + GAP_PX) + GAP_PX, 2 * (height_px + GAP_PX) + GAP_PX), ground
-    )  # fmt: skip
+    sheet = Image.new("RGB", (len(pictures) * (PHONE_PX + GAP_PX) + GAP_PX, height_px + 2 * GAP_PX), ground)
     for number, picture in enumerate(pictures):
-        row, column = divmod(number, columns)
         small = picture.resize((PHONE_PX, height_px), Image.Resampling.LANCZOS)
-        sheet.paste(small, (GAP_PX + column * (PHONE_PX + GAP_PX), GAP_PX + row * (height_px + GAP_PX)))
-    sheet.save(path, "WEBP", quality=QUALITY, method=6)
+        sheet.paste(small, (GAP_PX + number * (PHONE_PX + GAP_PX), GAP_PX))
+    return sheet
 
 
 if __name__ == "__main__":

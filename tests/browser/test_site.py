@@ -14,7 +14,8 @@ from playwright.sync_api import Page, expect
 from orchestrator.state import queries
 from orchestrator.storage import open_store
 from orchestrator.submission import inputs_uri
-from tests.browser.conftest import Site, Visitor, await_true
+from tests.browser.conftest import Visitor
+from tests.browser.site import Site, await_true
 
 PHONE = {"width": 390, "height": 844}
 SETTLED = "document.querySelectorAll('.htmx-request').length === 0"
