@@ -27,6 +27,7 @@ from workers.bench import Bench, Recipe, lanes_to
 from workers.failures import Failure, classify
 from workers.previews import record
 from workers.results import adopt, find_again, store_picture
+from workers.sights import keep_sights
 
 TOKEN_CHANNELS = 64
 WATCH_INTERVAL_S = 1.0
@@ -69,6 +70,7 @@ def encode(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
         else:
             photos[job] = photo
             by_canvas[canvas].append(job)
+    keep_sights(bench, photos, {job: images[job].sha256 for job in photos})
     if photos:
         texts = [text for text in (recipe["prompt"], _negative_text(recipe)) if text is not None]
         bench.keep_embeds(texts, surely=any(job.attempt for job in photos))

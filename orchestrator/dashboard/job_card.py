@@ -1,6 +1,8 @@
 """A job as pages show it: its name, its state in words, and which pictures there are. Pure."""
 
+from contextlib import suppress
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from sqlalchemy import RowMapping
 
@@ -32,6 +34,7 @@ class JobCard:
     has_result: bool
     no_source: str
     no_result: str
+    host: str
 
     @property
     def mark(self) -> str:
@@ -55,20 +58,38 @@ class JobCard:
 def job_card(job: RowMapping) -> JobCard:
     """A row of the jobs as a card."""
     state, image = JobState(job["state"]), job["image"] or ""
-    web = "://" in image and not image.startswith("s3://")
     spent = [job[f"{stage}_s"] for stage in STAGES if job[f"{stage}_s"] is not None]
     held = state in (JobState.QUEUED, JobState.RUNNING)
     unreadable = state is JobState.FAILED and (job["code"] or "").startswith("image_")
-    why = "missing" if job["code"] == "image_missing" else "unreadable" if unreadable else "no image"
+    unread = on_the_web(image) and job["image_sha256"] is None
     return JobCard(
         id=job["id"], name=redact_cell(job["custom_id"] or "") or f"line {job['line']}", line=job["line"],
         take=job["take"], state=state, state_text=f"{state}: {job['stage']}" if held else state.value,
         decision=job["decision"], code=job["code"], message=job["message"] or "",
         seconds=sum(spent) if spent else None, ended_at=job["ended_at"], seed=job["seed"], reused=bool(job["reused"]),
-        good=job["recipe_id"] is not None, has_source=bool(image) and not web and not unreadable,
-        has_result=job["result"] is not None,
-        no_source="on the web" if web and not unreadable else why, no_result=_absent(state),
+        good=job["recipe_id"] is not None, has_source=bool(image) and not unread and not unreadable,
+        has_result=job["result"] is not None, no_source=_no_source(image, job["code"] if unreadable else None),
+        no_result=_absent(state), host=_host(image),
     )  # fmt: skip
+
+
+def on_the_web(image: str) -> bool:
+    """Whether a source lies where only workers go, and their guard decides."""
+    return "://" in image and not image.lower().startswith("s3://")
+
+
+def _no_source(image: str, code: str | None) -> str:
+    """What stands where there is no source."""
+    if code is not None:
+        return "missing" if code == "image_missing" else "unreadable"
+    return "on the web" if on_the_web(image) else "no image"
+
+
+def _host(image: str) -> str:
+    """Whose a source on the web is; empty for all others."""
+    with suppress(ValueError):
+        return (urlsplit(image).hostname or "") if on_the_web(image) else ""
+    return ""
 
 
 def _absent(state: JobState) -> str:

@@ -13,10 +13,13 @@ from kontext_model.canvas import Canvas
 from orchestrator.api.access import Reader
 from orchestrator.api.problems import Problem
 from orchestrator.dashboard.finding import JobId, batch_of, find_job
+from orchestrator.dashboard.job_card import on_the_web
 from orchestrator.dashboard.page import page_router, render
 from orchestrator.dashboard.services import Kept, Services
 from orchestrator.dashboard.thumbnails import WIDTHS_PX, NoThumbnail
-from orchestrator.storage import ObjectMissing, StorageError, open_object, open_store, previews_key
+from orchestrator.state.database import reading
+from orchestrator.state.queries import Batch, pages
+from orchestrator.storage import ObjectMissing, StorageError, open_object, open_store, previews_key, sight_key
 
 router = page_router()
 WEBP, PNG, SVG = "image/webp", "image/png", "image/svg+xml"
@@ -55,18 +58,21 @@ def show_result(_: Reader, request: Request, kept: Services, job_id: JobId, widt
 
 @router.get("/jobs/{job_id}/source.webp")
 def show_source(_: Reader, request: Request, kept: Services, job_id: JobId, width_px: Width = WIDTHS_PX[0]) -> Response:
-    """The thumbnail of a job's source, at the next of the widths there are."""
+    """The thumbnail of a job's source, at the next of the widths there are; of one on the web, what a worker kept."""
     job = find_job(kept, job_id)
     if job["image"] is None:
         raise Problem(404, "no_picture", f"job {job_id} names no image")
     batch = batch_of(kept, job)
     width_px = _round_up(width_px)
-    known = job["image_sha256"] is not None
     content = job["image_sha256"] or f"{batch.image_root}\n{job['image']}"
-    tag, caching = kept.thumbnails.tag(content, width_px), KEEP if known else ASK_AGAIN
-    return _answer(
-        request, tag, caching, lambda: kept.thumbnails.source(job["image"], batch.image_root, content, width_px)
-    )  # fmt: skip
+    tag, caching = kept.thumbnails.tag(content, width_px), KEEP if job["image_sha256"] else ASK_AGAIN
+
+    def make() -> bytes:
+        if on_the_web(job["image"]):
+            return kept.thumbnails.stored(_sight_uri(kept, job, batch), content, width_px)
+        return kept.thumbnails.source(job["image"], batch.image_root, content, width_px)
+
+    return _answer(request, tag, caching, make)
 
 
 @router.get("/jobs/{job_id}/result.png")
@@ -99,6 +105,19 @@ def show_previews_part(caller: Reader, request: Request, kept: Services, job_id:
     uri = _previews_uri(kept, job)
     view = Previews(job_id) if uri is None else _cut(kept, job, uri)
     return render(request, caller, "parts/previews.html", view, part="previews")
+
+
+def _sight_uri(kept: Kept, job: RowMapping, batch: Batch) -> str:
+    """Where the worker that read a source put its sight: beside the results, or those of the job that is reused."""
+    if job["image_sha256"] is None:
+        raise NoThumbnail("no worker has read it yet")
+    results_uri: str | None = batch.results_uri
+    if job["reused"]:
+        with reading(kept.opened.engine).connect() as connection:
+            results_uri = pages.maker_of(connection, job["fingerprint"])
+    if results_uri is None:
+        raise NoThumbnail("the batch that read it is forgotten")
+    return open_store(results_uri, kept.opened.settings).locate(sight_key(job["image_sha256"]))
 
 
 def _previews_uri(kept: Kept, job: RowMapping) -> str | None:

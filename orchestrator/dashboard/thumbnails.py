@@ -1,8 +1,8 @@
 """Thumbnails: small WebP pictures of sources and results, made once and kept on disk.
 
 Owns the cache below the home, which never grows beyond its bound: what was not looked at for longest goes. Refuses
-pictures of more bytes or pixels than the settings allow, formats that photos do not come in, and the web: a picture at
-an https address was fetched by a worker, whose guard decides where it may go.
+pictures of more bytes or pixels than the settings allow, formats that photos do not come in, and the web: of a picture
+at an https address a worker, whose guard decides where it may go, has kept a small one.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ class Thumbnails:
         `content` tells its versions apart: its sha256, where a worker has read it. Raises NoThumbnail, StorageError.
         """
         if "://" in image and not image.startswith("s3://"):
-            raise NoThumbnail("pictures of the web are not fetched again")
+            raise NoThumbnail("pages fetch nothing from the web")
         if not image.startswith("s3://") and (image.startswith(("/", "~")) or ".." in image.split("/")):
             raise NoThumbnail("the picture lies outside its catalogue's folder")
 

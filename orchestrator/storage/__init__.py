@@ -4,7 +4,7 @@ Owns keys, locations and the errors of storage. Refuses to overwrite a result: w
 """
 
 from orchestrator.storage.locations import open_object, open_store, split_uri
-from orchestrator.storage.names import previews_key, result_name
+from orchestrator.storage.names import previews_key, result_name, sight_key
 from orchestrator.storage.store import (
     AccessDenied,
     Content,
@@ -32,6 +32,7 @@ __all__ = [
     "open_store",
     "previews_key",
     "result_name",
+    "sight_key",
     "split_uri",
     "strong_etag",
 ]

@@ -42,6 +42,11 @@ def previews_key(custom_id: str, take: int = 1, *, ignore_case: bool = False) ->
     return f".previews/{result_name(custom_id, take, ignore_case=ignore_case)}"
 
 
+def sight_key(image_sha256: str) -> str:
+    """Where a small picture of a source from the web lies, beside the results of its batch."""
+    return f".sights/{image_sha256}.webp"
+
+
 def _make_safe(part: str) -> str:
     part = _cut(_UNSAFE.sub("_", unicodedata.normalize("NFC", part)).strip(), MAX_PART_BYTES)
     # A folder called a.png would stand where the result of the id "a" goes.

@@ -234,6 +234,28 @@ def test_a_job_shows_how_its_picture_came_to_be(client: TestClient, batch: Seede
     assert client.get("/jobs/1/previews.webp", headers={"if-none-match": answer.headers["etag"]}).status_code == 304
 
 
+def test_of_a_source_on_the_web_pages_show_what_a_worker_kept(
+    client: TestClient, batch: Seeder, tmp_path: Path
+) -> None:
+    def change(job_id: int, **values: object) -> None:
+        batch.do(lambda connection: connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values)))
+
+    url = "https://images.example.com/1.jpg?token=S3cret"
+    change(1, image=url, image_sha256="7" * 64, fingerprint="8" * 64)
+    change(5, image=url)
+    sight = tmp_path / "results" / "b" / ".sights" / f"{'7' * 64}.webp"
+    assert client.get("/jobs/1/source.webp").headers["content-type"] == "image/svg+xml", "it kept none"
+    sight.parent.mkdir(parents=True)
+    Image.new("RGB", (200, 100), "teal").save(sight)
+    assert Image.open(io.BytesIO(client.get("/jobs/1/source.webp").content)).size == (96, 48)
+    batch.batch("again", jobs=1, results_uri=str(tmp_path / "results" / "again"))
+    reused = batch.rows("again")[0]["id"]
+    change(reused, image=url, image_sha256="7" * 64, fingerprint="8" * 64, state="succeeded", reused=1)
+    assert client.get(f"/jobs/{reused}/source.webp?w=320").headers["content-type"] == "image/webp"
+    text = client.get("/batches/b/sheet").text
+    assert ">images.example.com<" in text and "S3cret" not in text, "no worker has read it yet: whose it is"
+
+
 def test_a_reader_sees_all_and_changes_nothing(enter: Callable[[Scope], TestClient], batch: Seeder) -> None:
     reader = enter(Scope.READ)
     assert "Retry 1" not in reader.get("/batches/b").text

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Double, RowMapping, and_, literal, or_, selec
 
 from orchestrator.state.database import now
 from orchestrator.state.queries.lists import LOOKED_AT, UNDECIDED, JobPage
-from orchestrator.state.tables import in_state, jobs, workers
+from orchestrator.state.tables import batches, in_state, jobs, workers
 from orchestrator.state.transitions import JobState
 
 PICTURES = (JobState.PENDING, JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED)
@@ -63,6 +63,18 @@ def good_rows(connection: Connection, ids: Sequence[int]) -> set[int]:
 def read_job(connection: Connection, job_id: int) -> RowMapping | None:
     """One job, or None."""
     return connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one_or_none()
+
+
+def maker_of(connection: Connection, fingerprint: str) -> str | None:
+    """Where the results lie of the batch that made the picture of a fingerprint lately; None where none did."""
+    statement = (
+        select(batches.c.results_uri)
+        .join(jobs, jobs.c.batch_id == batches.c.id)
+        .where(jobs.c.fingerprint == fingerprint, in_state(JobState.SUCCEEDED), jobs.c.reused == 0)
+        .order_by(jobs.c.id.desc())
+        .limit(1)
+    )
+    return connection.execute(statement).scalar_one_or_none()
 
 
 def list_workers(connection: Connection, *, ended_within_s: float) -> list[RowMapping]:
