@@ -63,7 +63,7 @@ def build_app(settings: Settings) -> FastAPI:
     resources = open_resources(settings)
     tallies = Tallies(resources.engine)
     services = {Tallies: tallies, live.Watcher: live.Watcher(resources.engine, tallies)}
-    resources = replace(resources, services=services)
+    resources = replace(resources, services={**services, **dashboard.open_services(settings)})
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -18,6 +18,9 @@ from orchestrator.dashboard import (
     sheet,
     static_files,
 )
+from orchestrator.dashboard.services import open_services
+
+__all__ = ["ROUTERS", "UPLOADING", "open_services"]
 
 ROUTERS = (
     static_files.public, overview.router, batch_list.router, batch_page.router, batch_actions.router, sheet.router,

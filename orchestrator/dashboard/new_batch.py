@@ -5,10 +5,13 @@ looking again, going back and sharing cost nothing. Nothing is made before Start
 """
 
 import hashlib
+import json
 import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,13 +25,13 @@ from orchestrator.api import audit
 from orchestrator.api.access import Caller, Submitter
 from orchestrator.api.problems import Problem
 from orchestrator.batches import DryRun, dry_run
-from orchestrator.catalogs import CatalogueError
+from orchestrator.catalogs import Catalogue, CatalogueError
 from orchestrator.catalogs.catalogue import IMAGE
 from orchestrator.dashboard.page import page_router, query_of, redirect, render
 from orchestrator.dashboard.services import Kept, Services
 from orchestrator.drafts import Draft, DraftError, SentFile
 from orchestrator.presets import PRESETS
-from orchestrator.recipes import OptionError
+from orchestrator.recipes import PER_BATCH, OptionError
 from orchestrator.redaction import redact
 from orchestrator.submission import Estimate
 
@@ -41,7 +44,7 @@ MAPPED = (
 )  # fmt: skip
 FIRST_PRESET = next(iter(PRESETS))
 OPTIONS = ("steps", "seed", "guidance", "deadline", "max_error_rate")
-ERRORS_SHOWN = 50
+ERRORS_SHOWN, SAMPLE_CHARACTERS = 50, 60
 
 
 @dataclass(frozen=True)
@@ -117,16 +120,16 @@ def show_draft(
 ) -> Response:
     """The second step: what the columns mean, what to do, and what would become of it."""
     draft = _load(kept, draft_id)
-    with drafts.fetch(draft, kept.opened.settings) as path:
-        names, sample = _columns(draft, path)
+    with _Rows(draft, kept) as rows:
+        names, sample = kept.findings.recall(draft.id, rows.columns)
         chosen = _read(request.query_params, names)
-        found, guess, problem = _try(kept, draft, path, chosen)
+        found, guess, problem = _try(kept, rows, chosen)
     mapped = (
         tuple(ColumnChoice(m, label, hint, chosen.columns.get(m, "")) for m, label, hint in MAPPED) if names else ()
     )
     view = NewBatch(
         draft, f"?{request.url.query}" if request.url.query else "", tuple(names),
-        tuple(tuple(cell[:60] for cell in row) for row in sample), mapped, chosen,
+        tuple(map(tuple, sample)), mapped, chosen,
         tuple((preset.name, preset.summary) for preset in PRESETS.values()), found, guess, problem,
         found.rows - found.bad if found else 0, secrets.token_hex(8),
     )  # fmt: skip
@@ -144,10 +147,10 @@ def start(
     """Make the batch that the address tells of, and go to its page. A form sent twice makes it once."""
     draft = _load(kept, draft_id)
     settings = kept.opened.settings
-    with drafts.fetch(draft, settings) as path:
-        chosen = _read(request.query_params, _columns(draft, path)[0])
+    with _Rows(draft, kept) as rows:
+        chosen = _read(request.query_params, rows.columns()[0])
         wanted = submission.make_request(settings, _asked(chosen), chosen.priority)
-        catalogue = drafts.open_draft(draft, path, chosen.columns, settings)
+        catalogue = rows.open(chosen)
         submission.check_prompted(catalogue, wanted.asked)
         digest = hashlib.sha256(f"{draft.id}?{request.url.query}".encode()).hexdigest()
         key = (caller.id, f"draft:{once}", digest) if once else None
@@ -157,9 +160,32 @@ def start(
     return redirect(f"/batches/{batch.id}")
 
 
-def _columns(draft: Draft, path: Path) -> tuple[list[str], list[list[str]]]:
-    """The header of a table and its first rows; nothing where keys are columns already."""
-    return drafts.read_columns(path) if draft.kind in drafts.TABLES else ([], [])
+class _Rows:
+    """The rows of a draft, on this machine's disk from when they are first asked for until the context ends."""
+
+    def __init__(self, draft: Draft, kept: Kept) -> None:
+        self.draft, self._settings, self._opened = draft, kept.opened.settings, ExitStack()
+
+    @cached_property
+    def path(self) -> Path:
+        return self._opened.enter_context(drafts.fetch(self.draft, self._settings))
+
+    def columns(self) -> tuple[list[str], list[list[str]]]:
+        """The header of a table and the beginning of its first rows; nothing where keys are columns already."""
+        if self.draft.kind not in drafts.TABLES:
+            return [], []
+        names, sample = drafts.read_columns(self.path)
+        return names, [[cell[:SAMPLE_CHARACTERS] for cell in row] for row in sample]
+
+    def open(self, chosen: Chosen) -> Catalogue:
+        """The draft as a catalogue."""
+        return drafts.open_draft(self.draft, self.path, chosen.columns, self._settings)
+
+    def __enter__(self) -> "_Rows":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
 
 
 def _note(kept: Kept, caller: Caller, batch_id: str, draft: Draft, chosen: Chosen, rows: int) -> None:
@@ -199,16 +225,22 @@ def _asked(chosen: Chosen) -> dict[str, Any]:
     return submission.read_asked({**chosen.options, **{name: value for name, value in named.items() if value}})
 
 
-def _try(kept: Kept, draft: Draft, path: Path, chosen: Chosen) -> tuple[DryRun | None, Estimate | None, str]:
+def _try(kept: Kept, rows: _Rows, chosen: Chosen) -> tuple[DryRun | None, Estimate | None, str]:
     """What would become of it, and how long it would take; or what has to be chosen first."""
     settings = kept.opened.settings
     try:
         wanted = submission.make_request(settings, _asked(chosen), chosen.priority)
-        catalogue = drafts.open_draft(draft, path, chosen.columns, settings)
-        submission.check_prompted(catalogue, wanted.asked)
-        found = dry_run(
-            catalogue, wanted.asked, wanted.checkpoint.defaults, wanted.pin_lora, most_errors=ERRORS_SHOWN
-        )  # fmt: skip
+
+        def look() -> DryRun:
+            catalogue = rows.open(chosen)
+            submission.check_prompted(catalogue, wanted.asked)
+            return dry_run(
+                catalogue, wanted.asked, wanted.checkpoint.defaults, wanted.pin_lora, most_errors=ERRORS_SHOWN
+            )  # fmt: skip
+
+        of_rows = {name: value for name, value in wanted.asked.items() if name not in PER_BATCH}
+        key = json.dumps([rows.draft.id, chosen.columns, of_rows, wanted.checkpoint.revision], sort_keys=True)
+        found = kept.findings.recall(key, look)
     except (CatalogueError, OptionError) as error:
         return None, None, redact(str(error))
     revision = wanted.checkpoint.revision

@@ -15,6 +15,7 @@ from PIL import Image
 from sqlalchemy import Engine, update
 from starlette.testclient import TestClient
 
+from orchestrator import drafts
 from orchestrator.access.keys import create_key
 from orchestrator.access.scopes import Scope
 from orchestrator.api.app import build_app
@@ -338,6 +339,16 @@ def test_a_catalogue_is_dropped_its_columns_named_and_its_batch_started_once(
     assert (f"/batches/{batch.id}", batch.priority) == (made[0], 3)
     assert [(row["custom_id"], row["state"]) for row in rows] == [("1", "pending"), ("2", "pending"), ("3", "failed")]
     assert json.loads(rows[0]["given"]) == {"note": "x"}
+
+
+def test_a_choice_that_changes_no_row_has_none_read_again(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = client.post("/new", files=[("files", ("a.jpg", _photo()))]).headers["location"]
+    fetched = []
+    monkeypatch.setattr(drafts, "fetch", lambda *given, fetch=drafts.fetch: fetched.append(given) or fetch(*given))
+    for query, reads in (("preset=flat-lay", 1), ("preset=flat-lay&priority=3", 1), ("preset=flat-lay&deadline=2h", 1),
+                         ("preset=light-grey", 2)):  # fmt: skip
+        assert "Start 1 job" in _words(client.get(f"{where}?choose=1&{query}").text)
+        assert len(fetched) == reads, query
 
 
 def test_images_alone_and_a_zip_make_a_batch_too(client: TestClient) -> None:
