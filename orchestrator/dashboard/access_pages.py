@@ -11,7 +11,7 @@ from orchestrator.access.scopes import Scope
 from orchestrator.api import audit
 from orchestrator.api.access import Admin
 from orchestrator.api.problems import Problem
-from orchestrator.dashboard.batch_list import Pages
+from orchestrator.dashboard.listing import Pages
 from orchestrator.dashboard.page import page_router, query_of, redirect, render
 from orchestrator.dashboard.services import Kept, Services
 from orchestrator.state import queries

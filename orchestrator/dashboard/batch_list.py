@@ -7,7 +7,7 @@ from fastapi import Query, Request, Response
 
 from orchestrator.api.access import Reader
 from orchestrator.api.cursors import read_cursor, write_cursor
-from orchestrator.dashboard.overview import BatchRow, batch_row
+from orchestrator.dashboard.listing import BatchRow, Pages, Tab, batch_row
 from orchestrator.dashboard.page import page_router, query_of, render
 from orchestrator.dashboard.services import Services
 from orchestrator.state import queries
@@ -21,26 +21,6 @@ TABS: tuple[tuple[str, str, tuple[BatchStatus, ...]], ...] = (
     ("Completed", "completed", (BatchStatus.COMPLETED,)), ("Cancelled", "cancelled", (BatchStatus.CANCELLED,)),
     ("Failed", "failed", (BatchStatus.FAILED,)),
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Tab:
-    """A link that sets one filter and keeps the others."""
-
-    name: str
-    href: str
-    current: bool
-    count: int | None = None
-    key: str = ""
-
-
-@dataclass(frozen=True)
-class Pages:
-    """Where the pages before and after a list's are; by key, so that a page costs the same at any depth."""
-
-    previous: str = ""
-    next: str = ""
-    previous_label: str = "First page"
 
 
 @dataclass(frozen=True)

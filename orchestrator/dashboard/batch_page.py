@@ -13,11 +13,11 @@ from sqlalchemy import Connection
 from orchestrator.api.access import Reader
 from orchestrator.api.cursors import write_cursor
 from orchestrator.dashboard import charts
-from orchestrator.dashboard.batch_list import Pages, Tab
 from orchestrator.dashboard.figures import batch_rate_per_s, chart_ends, remaining_s
 from orchestrator.dashboard.finding import find_batch
 from orchestrator.dashboard.job_card import JobCard, job_card
 from orchestrator.dashboard.job_filter import Filter, UrlFilter
+from orchestrator.dashboard.listing import Pages, Tab
 from orchestrator.dashboard.page import page_router, render
 from orchestrator.dashboard.services import Kept, Services
 from orchestrator.dashboard.wording import last_part, moment, plural, share

@@ -10,13 +10,14 @@ from orchestrator.api.access import Reader
 from orchestrator.api.health import NotReady, check_broker
 from orchestrator.dashboard import charts
 from orchestrator.dashboard.figures import batch_rate_per_s, chart_ends, rate_per_s, remaining_s
+from orchestrator.dashboard.listing import BatchRow, batch_row
 from orchestrator.dashboard.page import page_router, render
 from orchestrator.dashboard.services import Kept, Services
 from orchestrator.dashboard.wording import duration, last_part, plural
 from orchestrator.redaction import redact
 from orchestrator.state import queries
 from orchestrator.state.database import reading
-from orchestrator.state.queries import Batch, BatchCounts, FailureGroup, Worker
+from orchestrator.state.queries import Batch, FailureGroup, Worker
 from orchestrator.state.transitions import BatchStatus, JobState, Stage
 
 router = page_router()
@@ -26,20 +27,6 @@ ENDED = (BatchStatus.COMPLETED, BatchStatus.CANCELLED, BatchStatus.FAILED)
 OPEN_SHOWN, NIGHTS_SHOWN, FAILURES_SHOWN = 8, 6, 8
 # Bells come within a second; a queue that stands for so long is heard by nobody.
 STANDING_S = 60.0
-
-
-@dataclass(frozen=True)
-class BatchRow:
-    """A batch as lists show it."""
-
-    id: str
-    name: str
-    status: str
-    reason: str | None
-    counts: BatchCounts
-    created_at: float
-    ended_at: float | None
-    eta_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,14 +140,6 @@ def _broker_problem(kept: Kept) -> str | None:
     except NotReady as problem:
         return str(problem)
     return None
-
-
-def batch_row(batch: Batch, counts: BatchCounts) -> BatchRow:
-    """A batch as lists show it; its texts without secrets."""
-    return BatchRow(
-        batch.id, last_part(redact(batch.catalogue)), batch.status, redact(batch.reason or "") or None, counts,
-        batch.created_at, batch.ended_at,
-    )  # fmt: skip
 
 
 def _queues(depths: Mapping[tuple[JobState, Stage], int], workers: Sequence[Worker]) -> tuple[Queue, ...]:

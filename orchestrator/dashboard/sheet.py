@@ -10,10 +10,10 @@ from orchestrator import control, decisions
 from orchestrator.api import audit
 from orchestrator.api.access import Caller, Reader, Submitter, safe_target
 from orchestrator.api.cursors import write_cursor
-from orchestrator.dashboard.batch_list import Pages, Tab
 from orchestrator.dashboard.finding import JobId, find_batch, find_job
 from orchestrator.dashboard.job_card import JobCard, job_card
 from orchestrator.dashboard.job_filter import Filter
+from orchestrator.dashboard.listing import Pages, Tab
 from orchestrator.dashboard.page import page_router, query_of, redirect, render
 from orchestrator.dashboard.services import Kept, Services
 from orchestrator.dashboard.wording import last_part

@@ -6,7 +6,8 @@ Owns engines, the clock expression and short transactions; refuses statements ab
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Double, Engine, create_engine, event
+from sqlalchemy import Connection, Double, Engine, Table, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -41,6 +42,12 @@ def now_text(dialect: str) -> str:
 @compiles(now)
 def _compile_now(element: Any, compiler: Any, **_: Any) -> str:
     return _NOW[compiler.dialect.name]
+
+
+def insert_new(connection: Connection, table: Table) -> Any:
+    """An INSERT that passes over rows whose key is taken, as this connection's database writes it."""
+    dialect = {"postgresql": postgresql, "sqlite": sqlite}[connection.dialect.name]
+    return dialect.insert(table).on_conflict_do_nothing()
 
 
 def open_database(url: str, *, pool_size: int = 4, relaxed: bool = False) -> Engine:

@@ -1,7 +1,7 @@
-"""Every statement, named: `access` for who may call and what they changed, `batches` for what was asked, `jobs` for the
-way of a job, `control` for what is asked of it meanwhile, `decisions` for what becomes of the pictures, `ledger` for
-what is reused, `lists` and `overview` for what pages tell, `schedules` for what is fired by the clock, `outbox` and
-`webhooks` for who is told of what, `workers` for who is alive.
+"""Every statement, named: `access` for who may call and what they changed, `batches` and `requests` for what was asked,
+`jobs` for the way of a job, `control` for what is asked of it meanwhile, `decisions` for what becomes of the pictures,
+`ledger` for what is reused, `lists`, `overview` and `pages` for what is told, `schedules`, `runs` and `outcomes` for
+what is fired by the clock, `outbox` and `webhooks` for who is told of what, `workers` for who is alive.
 
 Functions take an open connection and never commit: the caller says what belongs together. All of them run on
 PostgreSQL and SQLite alike.
@@ -28,15 +28,12 @@ from orchestrator.state.queries.access import (
 from orchestrator.state.queries.batches import (
     Batch,
     BatchCounts,
-    Idempotency,
-    add_recipes,
     count_batches,
     count_by_error,
     count_by_state,
     count_many_by_state,
     create_batch,
     find_open_request,
-    keep_idempotency,
     last_end,
     list_batches,
     move_batch,
@@ -44,8 +41,6 @@ from orchestrator.state.queries.batches import (
     open_batches,
     read_batch,
     read_clock,
-    read_recipe,
-    read_recipes,
     recent_seconds,
     stage_seconds,
     start_batch,
@@ -103,6 +98,7 @@ from orchestrator.state.queries.ledger import (
 )
 from orchestrator.state.queries.lists import UNDECIDED, JobFilter, JobPage, list_jobs
 from orchestrator.state.queries.outbox import TEST_EVENT, tell_of_bad_rows
+from orchestrator.state.queries.outcomes import count_outcomes
 from orchestrator.state.queries.overview import (
     FailureGroup,
     JobHistory,
@@ -113,6 +109,13 @@ from orchestrator.state.queries.overview import (
     stage_depths,
     throughput,
 )
+from orchestrator.state.queries.requests import (
+    Idempotency,
+    add_recipes,
+    keep_idempotency,
+    read_recipe,
+    read_recipes,
+)
 from orchestrator.state.queries.rows import Advanced, Claimed, Ended, Failed, Finished, Group, Retried
 from orchestrator.state.queries.runs import (
     Report,
@@ -120,7 +123,6 @@ from orchestrator.state.queries.runs import (
     add_run,
     claim_run,
     count_before,
-    count_outcomes,
     end_run,
     fail_run,
     find_blocking_run,

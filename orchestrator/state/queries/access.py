@@ -6,9 +6,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import Connection, Double, Row, false, func, literal, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from orchestrator.state.database import now
+from orchestrator.state.database import insert_new, now
 from orchestrator.state.tables import api_keys, audit, sign_ins, signing_secrets
 
 # How old `last_used_at` may be before a call writes it again: a write for each call would be the call's whole cost.
@@ -137,8 +136,7 @@ def find_sign_in(connection: Connection, sign_in_id: str) -> Credential | None:
 
 def keep_secret(connection: Connection, name: str, value: str) -> str:
     """The secret of that name: `value` if there was none yet, else the one that stands. Safe for any number at once."""
-    dialect = {"postgresql": postgresql, "sqlite": sqlite}[connection.dialect.name]
-    connection.execute(dialect.insert(signing_secrets).on_conflict_do_nothing(), {"name": name, "value": value})
+    connection.execute(insert_new(connection, signing_secrets), {"name": name, "value": value})
     kept: str = connection.execute(select(signing_secrets.c.value).where(signing_secrets.c.name == name)).scalar_one()
     return kept
 

@@ -1,4 +1,4 @@
-"""Batches and recipes, statement by statement: what was asked, how it stands, what its manifest says."""
+"""Batches, statement by statement: what was asked, how it stands, what its manifest says."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,11 +6,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, case, func, literal_column, or_, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from orchestrator.state.database import now
+from orchestrator.state.database import insert_new, now
 from orchestrator.state.queries.outbox import tell_of_batch
-from orchestrator.state.tables import batches, idempotency, jobs, recipes
+from orchestrator.state.tables import batches, jobs
 from orchestrator.state.transitions import BATCH_MOVES, OPEN_BATCH, BatchStatus, Event, JobState
 
 PAGE_ROWS = 1000
@@ -81,9 +80,8 @@ class Batch:
 
 def create_batch(connection: Connection, batch: Mapping[str, Any]) -> bool:
     """Store a new batch as `ingesting`; `columns` and `options` are given as JSON. False when its id is taken."""
-    dialect = {"postgresql": postgresql, "sqlite": sqlite}[connection.dialect.name]
-    statement = dialect.insert(batches).values(status=BatchStatus.INGESTING, created_at=now(), **batch)
-    return connection.execute(statement.on_conflict_do_nothing().returning(batches.c.id)).first() is not None
+    statement = insert_new(connection, batches).values(status=BatchStatus.INGESTING, created_at=now(), **batch)
+    return connection.execute(statement.returning(batches.c.id)).first() is not None
 
 
 def read_batch(connection: Connection, batch_id: str) -> Batch | None:
@@ -255,22 +253,6 @@ def count_batches(connection: Connection) -> Mapping[str, int]:
     return dict(connection.execute(select(batches.c.status, func.count()).group_by(batches.c.status)).all())
 
 
-def add_recipes(connection: Connection, bodies: Mapping[str, str]) -> None:
-    """Store recipes by digest; those that stand already stay as they are."""
-    if not bodies:
-        return
-    dialect = {"postgresql": postgresql, "sqlite": sqlite}[connection.dialect.name]
-    statement = dialect.insert(recipes).on_conflict_do_nothing()
-    # In one order for all, or two ingests at once would wait for each other for ever.
-    connection.execute(statement, [{"id": digest, "body": body} for digest, body in sorted(bodies.items())])
-
-
-def read_recipe(connection: Connection, recipe_id: str) -> Mapping[str, Any] | None:
-    """A recipe's body, or None."""
-    body = connection.execute(select(recipes.c.body).where(recipes.c.id == recipe_id)).scalar_one_or_none()
-    return None if body is None else json.loads(body)
-
-
 def stream_jobs(connection: Connection, batch_id: str, *, states: Sequence[JobState] = ()) -> Iterator[RowMapping]:
     """All jobs of a batch in the catalogue's order, in pages by key: constant memory, no long transaction."""
     after = (-1, -1)
@@ -303,28 +285,6 @@ def as_batch(row: RowMapping) -> Batch:
     return Batch(**values)
 
 
-@dataclass(frozen=True)
-class Idempotency:
-    """What an idempotency key stands for."""
-
-    sha256: str
-    batch_id: str
-
-
-def keep_idempotency(connection: Connection, *, caller: str, key: str, sha256: str, batch_id: str) -> Idempotency:
-    """What a caller's key stands for: this request and batch, unless it was given before. Safe for many at once."""
-    dialect = {"postgresql": postgresql, "sqlite": sqlite}[connection.dialect.name]
-    values = {"caller": caller, "key": key, "sha256": sha256, "batch_id": batch_id}
-    statement = dialect.insert(idempotency).values(created_at=now(), **values).on_conflict_do_nothing()
-    connection.execute(statement)
-    row = connection.execute(
-        select(idempotency.c.sha256, idempotency.c.batch_id).where(
-            idempotency.c.caller == caller, idempotency.c.key == key
-        )
-    ).one()
-    return Idempotency(*row)
-
-
 def recent_seconds(connection: Connection, *, revision: str, latest: int) -> float | None:
     """Seconds of work a picture, over the `latest` ones that were drawn by this revision; None where there are none."""
     took = func.coalesce(jobs.c.encode_s, 0.0) + jobs.c.sample_s + func.coalesce(jobs.c.decode_s, 0.0)
@@ -340,9 +300,3 @@ def recent_seconds(connection: Connection, *, revision: str, latest: int) -> flo
         select(func.avg(some.c.took)).where(some.c.revision == revision, some.c.reused == 0)
     ).scalar_one()
     return mean
-
-
-def read_recipes(connection: Connection, *, limit: int, after: str = "") -> list[tuple[str, Mapping[str, Any]]]:
-    """Recipes by id, those after `after`."""
-    statement = select(recipes).where(recipes.c.id > after).order_by(recipes.c.id).limit(limit)
-    return [(row.id, json.loads(row.body)) for row in connection.execute(statement)]

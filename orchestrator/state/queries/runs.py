@@ -8,26 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    Double,
-    RowMapping,
-    Select,
-    and_,
-    case,
-    func,
-    literal,
-    or_,
-    select,
-    tuple_,
-    update,
-)
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Double, RowMapping, Select, and_, func, literal, or_, select, tuple_, update
 
-from orchestrator.state.database import now, tellable
+from orchestrator.state.database import insert_new, now, tellable
 from orchestrator.state.queries.outbox import tell_of_run
-from orchestrator.state.tables import OPEN_RUN, batches, in_state, jobs, schedule_runs, schedules
-from orchestrator.state.transitions import BatchStatus, JobState, RunState
+from orchestrator.state.tables import OPEN_RUN, batches, schedule_runs, schedules
+from orchestrator.state.transitions import BatchStatus, RunState
 
 
 @dataclass(frozen=True)
@@ -74,14 +60,12 @@ def add_run(
     connection: Connection, schedule: str, fire_at: float, batch_id: str, *, by_request: bool = False, missed: int = 0
 ) -> int | None:
     """Note that a schedule fires; None when this fire time was noted before, by whomever."""
-    dialect = {"postgresql": postgresql, "sqlite": sqlite}[connection.dialect.name]
     statement = (
-        dialect.insert(schedule_runs)
+        insert_new(connection, schedule_runs)
         .values(
             schedule=schedule, fire_at=fire_at, batch_id=batch_id, by_request=int(by_request), missed=missed,
             state=RunState.DUE, created_at=now(),
         )
-        .on_conflict_do_nothing()
         .returning(schedule_runs.c.id)
     )  # fmt: skip
     run_id: int | None = connection.execute(statement).scalar_one_or_none()
@@ -263,41 +247,6 @@ def end_run(connection: Connection, run: Run, report: Report | None) -> bool:
         )
     )
     return connection.execute(statement).rowcount == 1
-
-
-def count_outcomes(connection: Connection, run: Run) -> Report:
-    """What became of the jobs of a run's batch, beside those of the latest run before it that had one."""
-    before = (
-        select(schedule_runs.c.batch_id)
-        .join(batches, batches.c.id == schedule_runs.c.batch_id)
-        .where(
-            schedule_runs.c.schedule == run.schedule,
-            tuple_(schedule_runs.c.fire_at, schedule_runs.c.id) < (run.fire_at, run.id),
-        )
-        .order_by(schedule_runs.c.fire_at.desc(), schedule_runs.c.id.desc())
-        .limit(1)
-    )
-    batch_before = connection.execute(before).scalar_one_or_none()
-    earlier = jobs.alias("earlier")
-    known = (
-        select(earlier.c.id)
-        .where(
-            earlier.c.batch_id == (batch_before or ""),
-            earlier.c.custom_id == jobs.c.custom_id,
-            earlier.c.recipe_id.is_not(None),
-        )
-        .exists()
-    )
-    kind = case((jobs.c.reused == 1, "reused"), (known, "changed"), else_="new")
-    mine = jobs.c.batch_id == run.reserved_id
-    made = select(kind.label("kind")).where(mine, in_state(JobState.SUCCEEDED), jobs.c.take == 1).subquery()
-    kinds = select(made.c.kind, func.count()).group_by(made.c.kind)
-    counts: dict[str, int] = dict(connection.execute(kinds).all())
-    for state in (JobState.FAILED, JobState.CANCELLED):
-        ended = select(func.count()).select_from(jobs).where(mine, in_state(state), jobs.c.take == 1)
-        counts[state] = connection.execute(ended).scalar_one()
-    named = {name: counts.get(name, 0) for name in ("new", "changed", "reused", "failed", "cancelled")}
-    return Report(total=sum(named.values()), **named)
 
 
 def reopen_runs(connection: Connection, batch_id: str) -> None:

@@ -12,9 +12,8 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
-from orchestrator.state.database import now
+from orchestrator.state.database import insert_new, now
 from orchestrator.state.queries.runs import Run, list_last_runs
 from orchestrator.state.tables import schedules
 from orchestrator.state.transitions import Missed, Overlap
@@ -41,8 +40,7 @@ class Schedule:
 
 def add_schedule(connection: Connection, schedule: Mapping[str, Any]) -> bool:
     """Store a new schedule; `asked` is given as JSON. False when the name is taken."""
-    dialect = {"postgresql": postgresql, "sqlite": sqlite}[connection.dialect.name]
-    statement = dialect.insert(schedules).values(created_at=now(), **schedule).on_conflict_do_nothing()
+    statement = insert_new(connection, schedules).values(created_at=now(), **schedule)
     return connection.execute(statement.returning(schedules.c.name)).first() is not None
 
 
