@@ -171,7 +171,7 @@ def test_a_tab_that_nobody_sees_gives_its_connection_back(visitor: Visitor, batc
     page = visitor.enter(f"/batches/{batch_id[0]}")
     seen = "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true }); \
         document.dispatchEvent(new Event('visibilitychange')); }"
-    with page.expect_event("requestfinished", lambda request: "/live?" in request.url):
+    with page.expect_event("requestfailed", lambda request: "/live?" in request.url):
         page.evaluate(seen, True)
     with page.expect_request("**/live?batch=*"):
         page.evaluate(seen, False)

@@ -115,16 +115,44 @@
   }, 50));
   /* A browser holds six connections to a host open: tabs that nobody sees give theirs back. Their titles go on showing
      progress, only less often. */
-  const sources = new Set();
+  class Line {
+    #url; #source = null; #listeners = [];
+    constructor(url) {
+      this.#url = url;
+      if (!document.hidden) this.open();
+    }
+    open() {
+      if (this.#source) return;
+      this.#source = new EventSource(this.#url);
+      this.#source.onopen = (event) => this.onopen?.(event);
+      this.#source.onerror = (event) => this.onerror?.(event);
+      for (const [name, listener] of this.#listeners) this.#source.addEventListener(name, listener);
+    }
+    rest() {
+      if (this.readyState === EventSource.CLOSED) return; /* given up: whoever holds it opens another */
+      this.#source?.close();
+      this.#source = null;
+    }
+    close() { this.#source?.close(); lines.delete(this); }
+    get readyState() { return this.#source ? this.#source.readyState : EventSource.CONNECTING; }
+    addEventListener(name, listener) {
+      this.#listeners.push([name, listener]);
+      this.#source?.addEventListener(name, listener);
+    }
+    removeEventListener(name, listener) {
+      this.#listeners = this.#listeners.filter((each) => each[0] !== name || each[1] !== listener);
+      this.#source?.removeEventListener(name, listener);
+    }
+  }
+  const lines = new Set();
   let glance = 0;
   window.htmx.createEventSource = (url) => {
-    const source = new EventSource(url);
-    sources.add(source);
-    if (document.hidden) source.close();
-    return source;
+    const line = new Line(url);
+    lines.add(line);
+    return line;
   };
   function rest() {
-    for (const source of sources) source.close();
+    for (const line of lines) line.rest();
     window.clearInterval(glance);
     glance = window.setInterval(() => {
       for (const part of all("[data-live]:not([data-hold])")) refresh(part);
@@ -132,11 +160,7 @@
   }
   function wake() {
     window.clearInterval(glance);
-    for (const source of [...sources]) {
-      if (source.readyState !== EventSource.CLOSED) continue;
-      sources.delete(source);
-      source.onerror(new Event("error")); /* the extension opens it anew, and the parts are asked for again */
-    }
+    for (const line of lines) line.open(); /* its first event comes at once, and has the parts asked for again */
     for (const part of [...stale]) if (!held(part)) refresh(part);
   }
   document.addEventListener("visibilitychange", () => (document.hidden ? rest() : wake()));
