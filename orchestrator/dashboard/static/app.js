@@ -110,6 +110,13 @@
       event.preventDefault();
     }
   });
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    /* Somebody began to work in it while its answer was on the way. */
+    if ("live" in event.detail.target.dataset && held(event.detail.target)) {
+      event.detail.shouldSwap = false;
+      stale.add(event.detail.target);
+    }
+  });
   document.addEventListener("focusout", () => window.setTimeout(() => {
     for (const part of stale) if (!held(part) && !document.hidden) refresh(part);
   }, 50));
