@@ -32,6 +32,11 @@ class Snapshot:
     at_s: float
 
     @property
+    def status(self) -> BatchStatus:
+        """How the batch stands, in a word."""
+        return self.batch.status
+
+    @property
     def standing(self) -> bool:
         """Whether the batch has ended, or stands until somebody moves it."""
         return self.batch.status not in MOVING

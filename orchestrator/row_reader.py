@@ -48,6 +48,8 @@ class RowReader:
         self._batch_id, self._name = batch_id, catalogue.uri.rstrip("/").rpartition("/")[2]
         self._checkpoint_defaults, self._defaults, self._asked = defaults, asdict(defaults), asked
         self._seed = asked.get("seed", 0)
+        # An image that was sent to us has a name of our own; its custom_id comes of the one that people know.
+        self._named_by: str = getattr(catalogue, "named_by", "image")
         self._pin = lru_cache(LORA_CACHE)(partial(_pin_or_explain, pin_lora, catalogue.image_root))
         self.largest_handoff_bytes = 0
         self._known: dict[tuple[str | None, ...], Recipe | OptionError] = {}
@@ -70,7 +72,7 @@ class RowReader:
             recipe = self._recipe(values)
             seed = self._seed if (text := values.get("seed")) is None else read_option("seed", text)
             priority = 0 if (text := values.get("priority")) is None else read_option("priority", text)
-            custom_id = derive_custom_id(image) if custom_id is None else custom_id
+            custom_id = derive_custom_id(values.get(self._named_by) or image) if custom_id is None else custom_id
             _check_texts(image, custom_id)
         except OptionError as error:
             where = f"{self._name}, line {line}, column {error.column}"
@@ -141,7 +143,7 @@ class RowReader:
     def _fail(self, line: int, values: Mapping[str, str | None], code: str, message: str) -> JobRow:
         custom_id, image = (_clean(values.get(name)) for name in ("custom_id", "image"))
         if custom_id is None and image is not None:
-            custom_id = derive_custom_id(image)
+            custom_id = derive_custom_id(_clean(values.get(self._named_by)) or image)
         return (
             self._batch_id, line, custom_id, image, None, 0, 0, _given(values, _TOLD_OF_BAD), "failed", None, code,
             _clean(message),

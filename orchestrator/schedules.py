@@ -17,7 +17,6 @@ from orchestrator.fire_times import check, next_fire
 from orchestrator.recipes import read_deadline
 from orchestrator.settings import Settings
 from orchestrator.state import queries
-from orchestrator.state.clock import show_time
 from orchestrator.state.database import reading, storable
 from orchestrator.state.queries import Run, Schedule
 from orchestrator.state.transitions import Missed, Overlap
@@ -146,35 +145,6 @@ def find(engine: Engine, name: str) -> Schedule:
     """One schedule. Raises NoSchedule."""
     with reading(engine).connect() as connection:
         return _find(connection, name)
-
-
-def describe_schedule(schedule: Schedule, last_run: Run | None = None) -> dict[str, Any]:
-    """A schedule as people and programs outside see it. Times are ISO 8601, in UTC."""
-    return {
-        **{name: value for name, value in vars(schedule).items() if name != "asked"},
-        "asked": dict(schedule.asked),
-        "next_fire_at": show_time(schedule.next_fire_at),
-        "created_at": show_time(schedule.created_at),
-        "last_run": None if last_run is None else describe_run(last_run),
-    }
-
-
-def describe_run(run: Run) -> dict[str, Any]:
-    """A run as people and programs outside see it."""
-    return {
-        "run": run.id,
-        "schedule": run.schedule,
-        "fire_at": show_time(run.fire_at),
-        "by_request": run.by_request,
-        "missed": run.missed,
-        "state": run.state.value,
-        "reason": run.reason,
-        "batch": run.batch_id,
-        "batch_status": run.batch_status and run.batch_status.value,
-        "started_at": show_time(run.started_at),
-        "ended_at": show_time(run.ended_at),
-        "report": run.report and asdict(run.report),
-    }
 
 
 def place_catalogue(uri: str) -> str:

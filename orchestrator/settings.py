@@ -22,8 +22,8 @@ from orchestrator.redaction import RedactingFormatter, redact_event
 PREFIX = "KONTEXT_"
 # Raised whenever the same recipe, seed and weights would give other pixels than before.
 PIPELINE_VERSION = 1
-# Read by the Makefile, not by us; known, so that exporting it is no error.
-FOREIGN = frozenset({"KONTEXT_TORCH"})
+# Read by the Makefile, and by the command line where it speaks to a server; known, so that exporting them is no error.
+FOREIGN = frozenset({"KONTEXT_TORCH", "KONTEXT_SERVER", "KONTEXT_API_KEY"})
 
 
 class SettingsError(ValueError):

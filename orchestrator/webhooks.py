@@ -10,14 +10,12 @@ import hmac
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Connection, Engine
 
 from orchestrator.redaction import redact_cell
 from orchestrator.settings import Settings
 from orchestrator.state import queries
-from orchestrator.state.clock import show_time
 from orchestrator.state.database import reading, storable
 from orchestrator.state.queries import Delivery, DeliveryAttempt, Webhook
 from orchestrator.state.transitions import Event
@@ -131,39 +129,6 @@ def sign(secret: str, message_id: str, timestamp_s: int, body: str) -> str:
         raise ValueError("a webhook's secret is whsec_ and base64") from error
     digest = hmac.digest(key, f"{message_id}.{timestamp_s}.{body}".encode(), "sha256")
     return f"v1,{base64.b64encode(digest).decode()}"
-
-
-def describe_webhook(webhook: Webhook) -> dict[str, Any]:
-    """A webhook as people and programs outside see it; secrets in its URL are hidden."""
-    return {
-        "id": webhook.id,
-        "url": redact_cell(webhook.url),
-        "events": list(webhook.events),
-        "created_at": show_time(webhook.created_at),
-        "rotated_at": show_time(webhook.rotated_at),
-    }
-
-
-def describe_delivery(delivery: Delivery, attempts: Sequence[DeliveryAttempt] | None = None) -> dict[str, Any]:
-    """A delivery as people and programs outside see it, with its tries where they are given."""
-    told = {
-        "delivery": delivery.id,
-        "webhook": delivery.webhook_id,
-        "message": delivery.message_id,
-        "event": delivery.event,
-        "state": delivery.state.value,
-        "attempts": delivery.attempts,
-        "status": delivery.status,
-        "latency_s": None if delivery.latency_s is None else round(delivery.latency_s, 3),
-        "error": delivery.error,
-        "created_at": show_time(delivery.created_at),
-        "next_at": show_time(delivery.next_at) if delivery.ended_at is None else None,
-        "ended_at": show_time(delivery.ended_at),
-    }
-    if attempts is not None:
-        told["body"] = delivery.body
-        told["log"] = [vars(each) | {"at": show_time(each.at)} for each in attempts]
-    return told
 
 
 def _find(connection: Connection, webhook_id: str) -> Webhook:

@@ -4,12 +4,17 @@ Owns where a reference may point: below the catalogue's folder or prefix, into S
 everything else, and files beyond the size limit. https is `workers.download`'s.
 """
 
+import re
+
 from orchestrator.settings import Settings
 from orchestrator.storage import Content, ObjectMissing, StorageError, TooLarge, open_store, split_uri
 from workers.download import download
 from workers.source_error import SourceError, show
 
-__all__ = ["SourceError", "fetch", "locate", "resolve"]
+__all__ = ["SourceError", "check_digest", "fetch", "locate", "resolve"]
+INPUTS = "/inputs"
+"""The end of the folder that holds images sent to the API, each under its SHA-256."""
+_SENT = re.compile(r"([0-9a-f]{64})(\.[a-z0-9]{1,5})?")
 
 
 def resolve(reference: str, image_root: str) -> tuple[str, str]:
@@ -64,6 +69,17 @@ def fetch(reference: str, image_root: str, settings: Settings, validator: str | 
         raise SourceError(
             error.code, "transient" if error.transient else "input", f"{show(reference)}: {error}"
         ) from error
+
+
+def check_digest(reference: str, image_root: str, sha256: str) -> None:
+    """Raise SourceError `wrong_digest` for an image that was sent to the API and is not what its name says.
+
+    Whoever may write to the store by himself cannot so put another picture under a name that others rely on.
+    """
+    sent = _SENT.fullmatch(reference) if image_root.rstrip("/").endswith(INPUTS) else None
+    if sent is not None and sent[1] != sha256:
+        hint = "somebody has replaced it; remove it there and send the image again"
+        raise _refuse("wrong_digest", f"{show(reference)}: the bytes in {image_root} have another SHA-256; {hint}")
 
 
 def _scheme(reference: str) -> str:

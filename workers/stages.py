@@ -233,6 +233,7 @@ def _read(
             sha256, data = hashlib.sha256(content.data).hexdigest(), content.data
             if content.validator is not None:
                 bench.ledger.learn(_locate(bench, job), content.validator, sha256)
+        source.check_digest(job.image, image_root, sha256)
         print_ = fingerprint(sha256, job.recipe_id, job.seed, bench.editor.revision, bench.settings.numerics)
         return _Image(sha256, print_, data)
 

@@ -52,6 +52,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     keys.router,
     schedules.router,
     webhooks.router,
+    webhooks.all_deliveries,
     *dashboard.ROUTERS,
 )
 UPLOADING: tuple[APIRouter, ...] = (submit.router, uploads.router, *dashboard.UPLOADING)

@@ -87,14 +87,15 @@ async def get_batch(
     response: Response,
     batch_id: BatchId,
     wait: Annotated[int, Query(ge=0, le=WAIT_MAX_S, description="seconds to wait for a change")] = 0,
+    seconds: Annotated[bool, Query(description="also tell what its stages took, which reads all of its jobs")] = False,
     if_none_match: Annotated[str | None, Header(max_length=200)] = None,
 ) -> Any:
     """One batch. With `If-None-Match` and `wait`, the answer comes once something changes; 304 when nothing did."""
-    etag, shape = await run_in_threadpool(_look, opened, batch_id)
+    etag, shape = await run_in_threadpool(_look, opened, batch_id, seconds)
     known = None if if_none_match is None else if_none_match.strip().removeprefix("W/")
     if wait and known in (None, etag):
         await opened.service(Watcher).await_change(batch_id, etag, wait)
-        etag, shape = await run_in_threadpool(_look, opened, batch_id)
+        etag, shape = await run_in_threadpool(_look, opened, batch_id, seconds)
     headers = {"etag": etag, "cache-control": "private, no-cache"}
     if known == etag:
         return Response(status_code=304, headers=headers)
@@ -148,7 +149,7 @@ def find_batch(opened: Resources, batch_id: str) -> Batch:
     return batch
 
 
-def _look(opened: Resources, batch_id: str) -> tuple[str, BatchShape]:
+def _look(opened: Resources, batch_id: str, seconds: bool) -> tuple[str, BatchShape]:
     batch = find_batch(opened, batch_id)
     counts = opened.service(Tallies).counts(batch)
     rate = None
@@ -158,7 +159,8 @@ def _look(opened: Resources, batch_id: str) -> tuple[str, BatchShape]:
             since = queries.read_clock(connection) - RATE_S
             ended = sum(n for _, n in queries.throughput(connection, since=since, batch_id=batch_id))
             rate = round(ended / RATE_S, 4) or None
-    return batch_etag(batch, counts), batch_shape(batch, counts, failures, rate)
+        took = queries.stage_seconds(connection, batch_id) if seconds else None
+    return batch_etag(batch, counts), batch_shape(batch, counts, failures, rate, took)
 
 
 def _tell(opened: Resources, caller: Caller, action: str, change: Change, **detail: Any) -> Changed:

@@ -79,12 +79,13 @@ def list_jobs(
     code: Annotated[list[str] | None, Query(max_length=20)] = None,
     text: Annotated[str, Query(max_length=200, description="looked for in custom_id, image and message")] = "",
     decision: Annotated[Literal["approved", "rejected", "none"] | None, Query()] = None,
+    order: Annotated[Literal["line"] | None, Query(description="the catalogue's order, whatever is asked for")] = None,
     limit: Limit = 100,
     after: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Page[JobShape]:
     """A batch's jobs in pages: in the catalogue's order, or in the order of work where states alone are asked for."""
     batch = find_batch(opened, batch_id)
-    wanted = JobFilter(tuple(state or ()), tuple(code or ()), text.replace("\0", ""), decision)
+    wanted = JobFilter(tuple(state or ()), tuple(code or ()), text.replace("\0", ""), decision, order == "line")
     key = read_cursor(after, int, int)
     if key is not None and not all(-(2**53) < part < 2**53 for part in key):
         raise Problem(422, "bad_cursor", "after: this cursor is of no page")
@@ -108,12 +109,17 @@ def get_job(_: Reader, opened: Open, job_id: JobId) -> JobDetail:
 
 
 @router.get("/v1/jobs/{job_id}/result", response_class=Response, responses=PICTURE)
-def get_result(_: Reader, opened: Open, job_id: JobId) -> Response:
+def get_result(
+    _: Reader,
+    opened: Open,
+    job_id: JobId,
+    redirect: Annotated[bool, Query(description="false: the bytes, for callers whom the store does not reach")] = True,
+) -> Response:
     """The picture: an address in the store that holds for a quarter of an hour, or its bytes."""
     job = _find(opened, job_id).job
     if not job["result"]:
         raise Problem(404, "no_result", f"job {job_id} is {job['state']}; only a succeeded job has a picture")
-    return serve_object(opened, job["result"], etag=job["sha256"])
+    return serve_object(opened, job["result"], etag=job["sha256"], redirect=redirect)
 
 
 @router.post("/v1/jobs/{job_id}/decision", response_model=Decided)
@@ -145,10 +151,12 @@ def regenerate(caller: Submitter, opened: Open, job_id: JobId, asked: Regenerati
     return NewTakeShape(**vars(made))
 
 
-def serve_object(opened: Resources, uri: str, *, etag: str | None, media_type: str = "image/png") -> Response:
+def serve_object(
+    opened: Resources, uri: str, *, etag: str | None, media_type: str = "image/png", redirect: bool = True
+) -> Response:
     """An object of a store: by an address where the store gives one, else its bytes. Raises StorageError."""
     store, key = open_object(uri, opened.settings)
-    address = store.presign(key, PRESIGNED_S)
+    address = store.presign(key, PRESIGNED_S) if redirect else None
     if address is not None:
         headers = {"cache-control": f"private, max-age={PRESIGNED_S // 2}"}
         return RedirectResponse(address, status_code=302, headers=headers)

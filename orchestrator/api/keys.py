@@ -1,4 +1,4 @@
-"""API keys, and the log of who changed what. For administrators alone."""
+"""API keys, and the log of who changed what, for administrators alone; and to every caller, who that is."""
 
 from typing import Annotated, Any
 
@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from orchestrator.access.keys import NAME_MAX_CHARACTERS, create_key
 from orchestrator.access.scopes import Scope
-from orchestrator.api.access import Admin, open_router
+from orchestrator.api.access import Admin, Reader, open_router
 from orchestrator.api.audit import note
 from orchestrator.api.batches import Limit
 from orchestrator.api.cursors import read_cursor, write_cursor
@@ -48,6 +48,15 @@ class NewKeyShape(KeyShape):
     secret: str = Field(description="shown this once", examples=["kx_3f2a91c07b5e_…"])
 
 
+class CallerShape(BaseModel):
+    """Who calls."""
+
+    id: str = Field(examples=["key:3f2a91c07b5e"])
+    object: str = "caller"
+    name: str
+    scope: Scope
+
+
 class AuditShape(BaseModel):
     """One change."""
 
@@ -58,6 +67,12 @@ class AuditShape(BaseModel):
     action: str = Field(examples=["batch.pause"])
     target: str
     detail: dict[str, Any]
+
+
+@router.get("/caller", response_model=CallerShape)
+def get_caller(caller: Reader) -> CallerShape:
+    """Whose key this is, and what it may do."""
+    return CallerShape(id=caller.id, name=caller.name, scope=caller.scope)
 
 
 @router.get("/keys", response_model=Page[KeyShape])

@@ -59,12 +59,18 @@ class BatchShape(BaseModel):
     catalogue: str = Field(examples=["s3://shop/catalogue.csv"])
     options: dict[str, Any] = Field(description="what was asked for all rows", examples=[{"preset": "flat-lay"}])
     metadata: dict[str, str] = Field(examples=[{"season": "SS27"}])
+    checkpoint: str = Field(description="as its server names it", examples=["black-forest-labs/FLUX.1-Kontext-dev"])
     checkpoint_revision: str
+    numerics: str = Field(examples=["float32/v1"])
     results: str = Field(description="the folder of its pictures")
+    manifest: str | None = Field(None, description="where its manifest lies once it has ended")
     manifest_url: str = Field(description="its manifest as it stands now", examples=["/v1/batches/…/manifest.jsonl"])
     errors: list[FailureShape] | None = Field(None, description="failed jobs by code; told of a single batch")
     rate_per_s: float | None = Field(None, description="jobs that succeed in a second, over the last minute")
     eta_s: float | None = Field(None, description="seconds until it ends at that rate")
+    stage_seconds: dict[str, float] | None = Field(
+        None, description="of work, by stage; told where `seconds` is asked for", examples=[{"sample": 812.5}]
+    )
 
 
 class JobShape(BaseModel):
@@ -79,6 +85,7 @@ class JobShape(BaseModel):
     image: str | None
     state: JobState
     stage: Stage | None
+    attempt: int = Field(description="raised each time the job is taken back; the fencing token of its writes")
     attempts: int
     code: str | None = None
     message: str | None = None
@@ -89,6 +96,7 @@ class JobShape(BaseModel):
     seconds: float | None = None
     reused: bool
     canvas: str | None = None
+    revision: str = Field(description="of the checkpoint it is pinned to")
     recipe: str | None = None
     priority: int
     decision: Decision | None = None
@@ -142,6 +150,7 @@ def batch_shape(
     counts: BatchCounts,
     failures: Sequence[FailureGroup] | None = None,
     rate_per_s: float | None = None,
+    stage_seconds: Mapping[str, float] | None = None,
 ) -> BatchShape:
     """How a batch is told."""
     ended = {
@@ -163,12 +172,16 @@ def batch_shape(
         catalogue=redact_cell(batch.catalogue),
         options=dict(batch.options),
         metadata=dict(batch.metadata),
+        checkpoint=batch.checkpoint,
         checkpoint_revision=batch.revision,
+        numerics=batch.numerics,
         results=batch.results_uri,
+        manifest=batch.manifest_uri,
         manifest_url=f"/v1/batches/{batch.id}/manifest.jsonl",
         errors=None if failures is None else [_failure_shape(group) for group in failures],
         rate_per_s=rate_per_s,
         eta_s=round(left / rate_per_s, 1) if rate_per_s and left else None,
+        stage_seconds=None if stage_seconds is None else {s: round(value, 3) for s, value in stage_seconds.items()},
         **times,
     )
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from fastapi import Header, Query, Request, Response
@@ -24,9 +24,9 @@ from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open, Resources
 from orchestrator.api.shapes import BatchShape, batch_etag, batch_shape
 from orchestrator.batches import dry_run
-from orchestrator.catalogs import Catalogue, CatalogueError, open_catalogue
+from orchestrator.catalogs import Catalogue, CatalogueError, open_catalogue, relayed
 from orchestrator.catalogs.items import split_items
-from orchestrator.catalogs.sent import open_items, open_sent, unpack_images
+from orchestrator.catalogs.sent import Sent, open_items, open_sent, unpack_images
 from orchestrator.settings import Settings
 from orchestrator.storage import open_store
 from orchestrator.tallies import Tallies
@@ -297,6 +297,9 @@ def _open(settings: Settings, caller: Caller, sending: Sending) -> Catalogue:
         if sending.body.stat().st_size == 0:
             raise CatalogueError("items is empty: there is nothing to do")
         return open_items(sending.body, inputs, sending.sha256)
+    if sending.name.endswith(relayed.SUFFIX):
+        name = PurePosixPath(sending.name.removesuffix(relayed.SUFFIX)).name[:200] or "catalogue"
+        return Sent(relayed.Relayed(sending.body, name, inputs), f"sent:{name}", sending.sha256)
     if sending.name.lower().endswith(".zip"):
         store, lines = open_store(inputs, settings), sending.folder / "images.jsonl"
         given = {"max_bytes": settings.max_image_bytes, "version": sending.sha256}

@@ -1,10 +1,15 @@
 """Images that a caller will send: addresses that take them straight into the store, skipping what lies there already.
 
-Owns `inputs/<sha256>`: an image that is named so in a catalogue's row is found there, whoever sent it.
+Owns `inputs/<sha256>`: an image that is named so in a catalogue's row is found there, whoever sent it. Refuses bytes
+that are not those of their name, wherever they are sent: here they are hashed as they come, and a store gives an
+address only where it does the same.
 """
 
 import hashlib
-import re
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path as FilePath
 from typing import Annotated
 
 from fastapi import Path, Request, Response
@@ -15,20 +20,23 @@ from orchestrator.api.access import Submitter, open_router
 from orchestrator.api.audit import note
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open
-from orchestrator.storage import open_store
+from orchestrator.catalogs.relayed import STORED_NAME
+from orchestrator.storage import Store, open_store
 from orchestrator.submission import inputs_uri
 
 PRESIGNED_S = 3600
+# Looks into the store side by side: on S3 each is a round trip.
+LOOKS = 16
+NAMES_MAX = 1000
 router = open_router(prefix="/v1/uploads", tags=["uploads"])
-IMAGE_NAME = r"^[0-9a-f]{64}(\.[a-z0-9]{1,5})?$"
-ImageName = Annotated[str, Field(pattern=IMAGE_NAME, examples=["0" * 64 + ".jpg"])]
+ImageName = Annotated[str, Field(pattern=STORED_NAME, examples=["0" * 64 + ".jpg"])]
 
 
 class Uploading(BaseModel):
     """Images by their names: the SHA-256 of the bytes, and the usual ending."""
 
     model_config = {"extra": "forbid"}
-    names: list[ImageName] = Field(max_length=1000)
+    names: list[ImageName] = Field(max_length=NAMES_MAX)
 
 
 class UploadShape(BaseModel):
@@ -37,6 +45,7 @@ class UploadShape(BaseModel):
     name: str
     exists: bool
     url: str | None = Field(description="takes a PUT of the bytes for an hour; a path is this server's own")
+    headers: dict[str, str] = Field({}, description="that the PUT must have", examples=[{"if-none-match": "*"}])
 
 
 class Uploads(BaseModel):
@@ -49,27 +58,36 @@ class Uploads(BaseModel):
 def plan_uploads(_: Submitter, opened: Open, asked: Uploading) -> Uploads:
     """Say which images are missing, and where each is to be sent. A row then names its image by that name."""
     store = open_store(inputs_uri(opened.settings), opened.settings)
-    data = []
-    for name in asked.names:
-        exists = store.head(name) is not None
-        url = None if exists else (store.presign_put(name, PRESIGNED_S) or f"/v1/uploads/{name}")
-        data.append(UploadShape(name=name, exists=exists, url=url))
-    return Uploads(data=data)
+    with ThreadPoolExecutor(LOOKS) as threads:
+        return Uploads(data=list(threads.map(partial(_plan, store), asked.names)))
+
+
+def _plan(store: Store, name: str) -> UploadShape:
+    if store.head(name) is not None:
+        return UploadShape(name=name, exists=True, url=None)
+    address = store.presign_put(name, PRESIGNED_S, name[:64])
+    if address is None:
+        return UploadShape(name=name, exists=False, url=f"/v1/uploads/{name}")
+    return UploadShape(name=name, exists=False, url=address.url, headers=dict(address.headers))
 
 
 @router.put("/{name}", status_code=204, response_class=Response)
 async def upload(
-    caller: Submitter, opened: Open, request: Request, name: Annotated[str, Path(pattern=IMAGE_NAME)]
+    caller: Submitter, opened: Open, request: Request, name: Annotated[str, Path(pattern=STORED_NAME)]
 ) -> Response:
-    """Take the bytes of one image, where the store has no addresses of its own."""
-    limit, data = opened.settings.max_image_bytes, bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > limit:
-            raise Problem(413, "image_too_large", f"larger than {limit:,} bytes (KONTEXT_MAX_IMAGE_BYTES)")
-    if hashlib.sha256(data).hexdigest() != re.split(r"\.", name)[0]:
-        raise Problem(422, "wrong_digest", "the bytes have another SHA-256 than the name says")
+    """Take the bytes of one image, where the store has no addresses of its own or does not reach the caller."""
+    limit, size, digest = opened.settings.max_image_bytes, 0, hashlib.sha256()
     store = open_store(inputs_uri(opened.settings), opened.settings)
-    if await run_in_threadpool(store.put, name, bytes(data)):
-        await run_in_threadpool(note, opened, caller, "input.store", name, size_bytes=len(data))
+    with tempfile.NamedTemporaryFile(prefix="kontext-image-") as file:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise Problem(413, "image_too_large", f"larger than {limit:,} bytes (KONTEXT_MAX_IMAGE_BYTES)")
+            digest.update(chunk)
+            file.write(chunk)
+        if digest.hexdigest() != name[:64]:
+            raise Problem(422, "wrong_digest", "the bytes have another SHA-256 than the name says")
+        file.flush()
+        if await run_in_threadpool(store.put, name, FilePath(file.name)):
+            await run_in_threadpool(note, opened, caller, "input.store", name, size_bytes=size)
     return Response(status_code=204)

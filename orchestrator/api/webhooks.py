@@ -24,6 +24,7 @@ from orchestrator.state.transitions import DeliveryState, Event
 from orchestrator.webhooks import NoWebhook
 
 router = open_router(prefix="/v1/webhooks", tags=["webhooks"])
+all_deliveries = open_router(prefix="/v1/deliveries", tags=["webhooks"])
 WebhookId = Annotated[str, Path(pattern=r"^wh_[0-9a-f]{12}$", examples=["wh_4f1c2a9be077"])]
 DeliveryId = Annotated[int, Path(ge=1, lt=2**53)]
 
@@ -147,10 +148,34 @@ def list_deliveries(
     after: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Page[DeliveryShape]:
     """What was sent to a webhook, the newest first, in pages."""
+    webhooks.find(opened.engine, webhook_id)
+    return _page_of_deliveries(opened, webhook_id, state, limit, after)
+
+
+@all_deliveries.get("", response_model=Page[DeliveryShape])
+def list_all_deliveries(
+    _: Admin,
+    opened: Open,
+    state: Annotated[DeliveryState | None, Query()] = None,
+    limit: Limit = 50,
+    after: Annotated[str | None, Query(max_length=200)] = None,
+) -> Page[DeliveryShape]:
+    """What was sent to all webhooks, the newest first, in pages."""
+    return _page_of_deliveries(opened, None, state, limit, after)
+
+
+@all_deliveries.get("/{delivery_id}", response_model=DeliveryDetail)
+def get_any_delivery(_: Admin, opened: Open, delivery_id: DeliveryId) -> DeliveryDetail:
+    """One delivery of any webhook, with its body and each try."""
+    return _detail(opened, delivery_id)
+
+
+def _page_of_deliveries(
+    opened: Resources, webhook_id: str | None, state: DeliveryState | None, limit: int, after: str | None
+) -> Page[DeliveryShape]:
     key = read_cursor(after, int)
     if key is not None and not 0 <= key[0] < 2**53:
         raise Problem(422, "bad_cursor", "after: this cursor is of no page")
-    webhooks.find(opened.engine, webhook_id)
     with reading(opened.engine).connect() as connection:
         found = queries.list_deliveries(
             connection, webhook_id, state=state, limit=limit + 1, before=key[0] if key else None
@@ -167,9 +192,7 @@ def list_deliveries(
 def get_delivery(_: Admin, opened: Open, webhook_id: WebhookId, delivery_id: DeliveryId) -> DeliveryDetail:
     """One delivery, with its body and each try."""
     _check_delivery(opened, webhook_id, delivery_id)
-    delivery, attempts = webhooks.find_delivery(opened.engine, delivery_id)
-    log = [TryShape(**vars(each)) for each in attempts]
-    return DeliveryDetail(**_delivery_values(delivery), body=delivery.body, log=log)
+    return _detail(opened, delivery_id)
 
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/replay", response_model=DeliveryShape, status_code=202)
@@ -179,6 +202,12 @@ def replay_delivery(caller: Admin, opened: Open, webhook_id: WebhookId, delivery
     delivery = webhooks.replay(opened.engine, delivery_id)
     note(opened, caller, "webhook.replay", webhook_id, delivery=delivery_id)
     return DeliveryShape(**_delivery_values(delivery))
+
+
+def _detail(opened: Resources, delivery_id: int) -> DeliveryDetail:
+    delivery, attempts = webhooks.find_delivery(opened.engine, delivery_id)
+    log = [TryShape(**vars(each)) for each in attempts]
+    return DeliveryDetail(**_delivery_values(delivery), body=delivery.body, log=log)
 
 
 def _check_delivery(opened: Resources, webhook_id: str, delivery_id: int) -> None:

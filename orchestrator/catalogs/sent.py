@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from orchestrator.catalogs.catalogue import Catalogue, CatalogueError, Row
+from orchestrator.catalogs.catalogue import IMAGE, Catalogue, CatalogueError, Row
 from orchestrator.catalogs.lines import Lines
 from orchestrator.catalogs.opening import READERS
 from orchestrator.catalogs.pictures import EXTENSIONS
@@ -31,6 +31,11 @@ class Sent:
     @property
     def image_root(self) -> str:
         return self.catalogue.image_root
+
+    @property
+    def named_by(self) -> str:
+        """The column by which people know a row's image."""
+        return getattr(self.catalogue, "named_by", IMAGE)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from orchestrator.access.scopes import Scope
+from orchestrator.cli.door import At, somewhere
+from orchestrator.cli.key import key
 from orchestrator.cli.schedule import schedule
 from orchestrator.cli.webhook import webhook
 from orchestrator.state.transitions import JobState, Stage
@@ -23,7 +24,12 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+        except typer.TyperException as error:
+            if getattr(error, "option_name", None) in ("--server", "--key"):
+                place = getattr(getattr(error, "ctx", None), "command_path", "this command")
+                raise typer.BadParameter(f"{place} works on this machine alone, and takes no --server") from None
+            raise
+        except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
@@ -48,7 +54,6 @@ app = typer.Typer(
 )
 database = typer.Typer(help="The database's schema.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(database, name="db")
-key = typer.Typer(help="Keys of the API.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key, name="key")
 app.add_typer(schedule, name="schedule")
 app.add_typer(webhook, name="webhook")
@@ -93,7 +98,9 @@ def _root(
 
 
 @app.command()
+@somewhere
 def run(
+    at: At,
     catalogue: _Catalogue,
     preset: _Preset = None,
     prompt: _Prompt = None,
@@ -115,11 +122,21 @@ def run(
 
     named = {"preset": preset, "prompt": prompt, "max_error_rate": max_error_rate, "deadline": deadline}
     call = read_call(catalogue, named, settings or [], out, priority)
-    raise typer.Exit(check_rows(call, as_json=json) if dry_run else run_catalogue(call, as_json=json, sheet=sheet))
+    if dry_run:
+        raise typer.Exit(check_rows(at, call, as_json=json))
+    if at.here:
+        raise typer.Exit(run_catalogue(call, as_json=json, sheet=sheet))
+    from orchestrator.cli.run_at import run_at
+
+    if sheet is not None:
+        raise typer.BadParameter("a contact sheet is made on this machine alone", param_hint="--sheet")
+    raise typer.Exit(run_at(at, call, as_json=json))
 
 
 @app.command()
+@somewhere
 def submit(
+    at: At,
     catalogue: _Catalogue,
     preset: _Preset = None,
     prompt: _Prompt = None,
@@ -138,7 +155,7 @@ def submit(
 
     named = {"preset": preset, "prompt": prompt, "max_error_rate": max_error_rate, "deadline": deadline}
     call = read_call(catalogue, named, settings or [], out, priority)
-    raise typer.Exit(check_rows(call, as_json=json) if dry_run else submit_catalogue(call, as_json=json))
+    raise typer.Exit(check_rows(at, call, as_json=json) if dry_run else submit_catalogue(at, call, as_json=json))
 
 
 @app.command()
@@ -154,25 +171,31 @@ def up(
 
 
 @app.command()
+@somewhere
 def batches(
-    json: _Json = False, limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, the newest first.")] = 50
+    at: At,
+    json: _Json = False,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, the newest first.")] = 50,
 ) -> None:
     """List the newest batches."""
     from orchestrator.cli.reports import list_batches
 
-    list_batches(limit, as_json=json)
+    list_batches(at, limit, as_json=json)
 
 
 @app.command()
-def show(batch: _Batch, json: _Json = False) -> None:
+@somewhere
+def show(at: At, batch: _Batch, json: _Json = False) -> None:
     """How one batch stands: counts, errors, seconds, where its results are."""
     from orchestrator.cli.reports import show_batch
 
-    show_batch(batch, as_json=json)
+    show_batch(at, batch, as_json=json)
 
 
 @app.command()
+@somewhere
 def jobs(
+    at: At,
     batch: _Batch,
     state: Annotated[list[JobState] | None, typer.Option(help="Only jobs in this state. Repeatable.")] = None,
     json: _Json = False,
@@ -180,35 +203,58 @@ def jobs(
     """List a batch's jobs in the catalogue's order; with --json one object a line."""
     from orchestrator.cli.reports import list_jobs
 
-    list_jobs(batch, state or [], as_json=json)
+    list_jobs(at, batch, state or [], as_json=json)
 
 
 @app.command()
-def pause(batch: _Batch, json: _Json = False) -> None:
+@somewhere
+def workers(at: At, json: _Json = False) -> None:
+    """List the workers that live: stages, device, checkpoint, memory; with --json one object a line."""
+    from orchestrator.cli.reports import list_workers
+
+    list_workers(at, as_json=json)
+
+
+@app.command()
+@somewhere
+def presets(at: At, json: _Json = False) -> None:
+    """List the edits that are known by name; with --json one object a line."""
+    from orchestrator.cli.reports import list_presets
+
+    list_presets(at, as_json=json)
+
+
+@app.command()
+@somewhere
+def pause(at: At, batch: _Batch, json: _Json = False) -> None:
     """Claim nothing more of a batch; what is running ends its stage."""
     from orchestrator.cli.controls import pause_batch
 
-    pause_batch(batch, as_json=json)
+    pause_batch(at, batch, as_json=json)
 
 
 @app.command()
-def resume(batch: _Batch, json: _Json = False) -> None:
+@somewhere
+def resume(at: At, batch: _Batch, json: _Json = False) -> None:
     """Go on with a paused batch."""
     from orchestrator.cli.controls import resume_batch
 
-    resume_batch(batch, as_json=json)
+    resume_batch(at, batch, as_json=json)
 
 
 @app.command()
-def cancel(batch: _Batch, json: _Json = False) -> None:
+@somewhere
+def cancel(at: At, batch: _Batch, json: _Json = False) -> None:
     """End a batch early; what succeeded stays, with a manifest."""
     from orchestrator.cli.controls import cancel_batch
 
-    cancel_batch(batch, as_json=json)
+    cancel_batch(at, batch, as_json=json)
 
 
 @app.command()
+@somewhere
 def retry(
+    at: At,
     batch: _Batch,
     state: Annotated[list[JobState] | None, typer.Option(help="failed (default) or cancelled. Repeatable.")] = None,
     code: Annotated[list[str] | None, typer.Option(help="Only jobs with this error code. Repeatable.")] = None,
@@ -218,11 +264,13 @@ def retry(
     """Try failed or cancelled jobs again, in the same batch; one that had ended runs again."""
     from orchestrator.cli.controls import retry_jobs
 
-    retry_jobs(batch, state or [], code or [], line or [], as_json=json)
+    retry_jobs(at, batch, state or [], code or [], line or [], as_json=json)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})  # or -5 would be an option
+@somewhere
 def priority(
+    at: At,
     batch: _Batch,
     value: Annotated[int, typer.Argument(metavar="N", min=-100, max=100, help="Urgency among the batches.")],
     json: _Json = False,
@@ -230,17 +278,20 @@ def priority(
     """Change the urgency of a batch, also of its jobs that are queued already."""
     from orchestrator.cli.controls import set_priority
 
-    set_priority(batch, value, as_json=json)
+    set_priority(at, batch, value, as_json=json)
 
 
 @app.command()
+@somewhere
 def export(
-    batch: _Batch, folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder, or s3://bucket/prefix.")]
+    at: At,
+    batch: _Batch,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder, or s3://bucket/prefix.")],
 ) -> None:
     """Copy a batch's results and manifest into a folder; what is there already and equal is skipped."""
     from orchestrator.cli.export import export_batch
 
-    raise typer.Exit(export_batch(batch, folder))
+    raise typer.Exit(export_batch(at, batch, folder))
 
 
 @app.command()
@@ -289,40 +340,13 @@ def current() -> None:
     show_migration()
 
 
-@key.command("add")
-def add_key(
-    name: Annotated[str, typer.Argument(help="Whose it is, for the list and the audit log.")],
-    scope: Annotated[Scope, typer.Option(help="What it may do; each includes those before it.")] = Scope.SUBMIT,
-    json: _Json = False,
-) -> None:
-    """Make a key; its secret is the last word printed, and is never shown again."""
-    from orchestrator.cli.keys import add_key
-
-    add_key(name, scope, as_json=json)
-
-
-@key.command("list")
-def list_keys(json: _Json = False) -> None:
-    """List the keys: scope, when last used, whether revoked."""
-    from orchestrator.cli.keys import list_keys
-
-    list_keys(as_json=json)
-
-
-@key.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `kontext key list` shows it.")]) -> None:
-    """End a key, and the sessions that it opened."""
-    from orchestrator.cli.keys import revoke_key
-
-    revoke_key(key_id)
-
-
 @app.command()
-def doctor(json: _Json = False) -> None:
+@somewhere
+def doctor(at: At, json: _Json = False) -> None:
     """Check what a run needs, and say what to do about what is missing; exit status 1 when something fails."""
     from orchestrator.cli.doctor import examine
 
-    raise typer.Exit(examine(as_json=json))
+    raise typer.Exit(examine(at, as_json=json))
 
 
 def main() -> None:

@@ -1,38 +1,37 @@
 """`kontext pause | resume | cancel | retry | priority`: what is asked of a batch, and how the answer reads.
 
-Owns the shapes of their JSON. Needs SQL alone; refuses to start anything.
+Owns the shapes of their JSON. Needs the door alone; refuses to start anything.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import typer
-from sqlalchemy import Engine
 
-from orchestrator import control
-from orchestrator.cli.locations import open_existing_state
-from orchestrator.control import Change
-from orchestrator.settings import read_settings
+from orchestrator.cli.door import At, open_door
+from orchestrator.client.shapes import Change
 from orchestrator.state.transitions import BatchStatus, JobState
 
 
-def pause_batch(batch_id: str, *, as_json: bool) -> None:
+def pause_batch(at: At, batch_id: str, *, as_json: bool) -> None:
     """Pause, and say so."""
-    change = _ask(control.pause, batch_id)
+    with open_door(at) as door:
+        change = door.pause(batch_id)
     done = "paused; what is running ends its stage" if change.changed else f"is paused already ({change.batch.reason})"
     _tell(change, f"batch {batch_id} {done}. Go on: kontext resume {batch_id}", as_json)
 
 
-def resume_batch(batch_id: str, *, as_json: bool) -> None:
+def resume_batch(at: At, batch_id: str, *, as_json: bool) -> None:
     """Resume, and say so."""
-    change = _ask(control.resume, batch_id)
+    with open_door(at) as door:
+        change = door.resume(batch_id)
     _tell(change, f"batch {batch_id} {'runs again' if change.changed else 'is running already'}", as_json)
 
 
-def cancel_batch(batch_id: str, *, as_json: bool) -> None:
+def cancel_batch(at: At, batch_id: str, *, as_json: bool) -> None:
     """Cancel, and say how far that is."""
-    change = _ask(control.cancel, batch_id)
+    with open_door(at) as door:
+        change = door.cancel(batch_id)
     if change.batch.status == BatchStatus.CANCELLED:
         sentence = f"batch {batch_id} is cancelled already"
     else:
@@ -43,18 +42,20 @@ def cancel_batch(batch_id: str, *, as_json: bool) -> None:
     _tell(change, sentence, as_json)
 
 
-def set_priority(batch_id: str, priority: int, *, as_json: bool) -> None:
+def set_priority(at: At, batch_id: str, priority: int, *, as_json: bool) -> None:
     """Change a batch's priority, and say so."""
-    change = _ask(partial(control.set_priority, priority=priority), batch_id)
+    with open_door(at) as door:
+        change = door.set_priority(batch_id, priority)
     _tell(change, f"batch {batch_id} {'has' if change.changed else 'had'} priority {priority}", as_json)
 
 
 def retry_jobs(
-    batch_id: str, states: Sequence[JobState], codes: Sequence[str], lines: Sequence[int], *, as_json: bool
+    at: At, batch_id: str, states: Sequence[JobState], codes: Sequence[str], lines: Sequence[int], *, as_json: bool
 ) -> None:
     """Set ended jobs pending again, and say how many."""
     asked = tuple(states) or (JobState.FAILED,)
-    change = _ask(partial(control.retry, states=asked, codes=codes, lines=lines), batch_id)
+    with open_door(at) as door:
+        change = door.retry(batch_id, asked, codes, lines)
     if change.jobs:
         sentence = f"batch {batch_id}: {change.jobs:,} jobs are pending again"
         if change.batch.status == BatchStatus.PAUSED:
@@ -66,11 +67,6 @@ def retry_jobs(
     if change.bad_rows:
         sentence += f"; {change.bad_rows:,} bad rows stay failed: mend the catalogue and submit it again"
     _tell(change, sentence, as_json)
-
-
-def _ask(asked: Callable[[Engine, str], Change], batch_id: str) -> Change:
-    with open_existing_state(read_settings()) as engine:
-        return asked(engine, batch_id)
 
 
 def _tell(change: Change, sentence: str, as_json: bool) -> None:

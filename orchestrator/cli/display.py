@@ -10,10 +10,25 @@ from typing import Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from orchestrator.progress import Pace, Snapshot, show_duration
+from orchestrator.client.shapes import Counts
+from orchestrator.progress import Pace, show_duration
 from orchestrator.state.queries import BatchCounts
+from orchestrator.state.transitions import BatchStatus
 
 LINE_INTERVAL_S = 5.0
+
+
+class Seen(Protocol):
+    """A batch as it was seen at one moment; `at_s` is a monotonic clock's."""
+
+    @property
+    def status(self) -> BatchStatus: ...
+    @property
+    def counts(self) -> BatchCounts | Counts: ...
+    @property
+    def at_s(self) -> float: ...
+    @property
+    def standing(self) -> bool: ...
 
 
 class Display(Protocol):
@@ -22,11 +37,14 @@ class Display(Protocol):
     def say(self, text: str) -> None:
         """Print a line that stays."""
 
-    def show(self, snapshot: Snapshot, pace: Pace, note: str = "") -> None:
+    def show(self, snapshot: Seen, pace: Pace, note: str = "") -> None:
         """Show how the batch stands; `note` says what is waited for."""
 
     def count(self, what: str, number: int) -> None:
         """Show how many of something are done, where the end is not known."""
+
+    def advance(self, text: str, done: int, total: int) -> None:
+        """Show how far something is whose end is known."""
 
     def close(self) -> None:
         """Leave the terminal as a shell wants it."""
@@ -42,20 +60,25 @@ class LineDisplay:
     """A line at the start, every few seconds, and at the end."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream, self._next_s = stream, 0.0
+        self._stream, self._next_s, self._ended = stream, 0.0, -1
 
     def say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
-    def show(self, snapshot: Snapshot, pace: Pace, note: str = "") -> None:
+    def show(self, snapshot: Seen, pace: Pace, note: str = "") -> None:
         if snapshot.at_s >= self._next_s or snapshot.standing:
             self._next_s = snapshot.at_s + LINE_INTERVAL_S
-            self.say(f"{snapshot.batch.status}: {_describe(snapshot, pace, note)}")
+            self.say(f"{snapshot.status}: {_describe(snapshot, pace, note)}")
 
     def count(self, what: str, number: int) -> None:
         if time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + LINE_INTERVAL_S
             self.say(f"{number:,} {what}")
+
+    def advance(self, text: str, done: int, total: int) -> None:
+        if time.monotonic() >= self._next_s or (done == total and self._ended != total):
+            self._next_s, self._ended = time.monotonic() + LINE_INTERVAL_S, done
+            self.say(text)
 
     def close(self) -> None:
         pass
@@ -80,13 +103,16 @@ class BarDisplay:
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def show(self, snapshot: Snapshot, pace: Pace, note: str = "") -> None:
+    def show(self, snapshot: Seen, pace: Pace, note: str = "") -> None:
         counts = snapshot.counts
         text = f"{counts.ended:,} of {counts.total:,}  {_describe(snapshot, pace, note, brief=True)}"
         self._draw(text, counts.ended, counts.total)
 
     def count(self, what: str, number: int) -> None:
         self._draw(f"{number:,} {what}", 0, None)
+
+    def advance(self, text: str, done: int, total: int) -> None:
+        self._draw(text, done, total)
 
     def close(self) -> None:
         self._progress.stop()
@@ -96,7 +122,7 @@ class BarDisplay:
         self._progress.refresh()
 
 
-def describe_counts(counts: BatchCounts, *, brief: bool = False) -> str:
+def describe_counts(counts: BatchCounts | Counts, *, brief: bool = False) -> str:
     """Jobs by state in words, those that are none left out; `brief` leaves out what a bar shows."""
     names = ("running", "queued", "pending") if brief else ("running", "succeeded")
     parts = [] if brief else [f"{counts.ended:,} of {counts.total:,} ended"]
@@ -106,7 +132,7 @@ def describe_counts(counts: BatchCounts, *, brief: bool = False) -> str:
     return ", ".join(parts)
 
 
-def _describe(snapshot: Snapshot, pace: Pace, note: str, *, brief: bool = False) -> str:
+def _describe(snapshot: Seen, pace: Pace, note: str, *, brief: bool = False) -> str:
     """Counts, then rate and time left, or what is waited for."""
     parts = [describe_counts(snapshot.counts, brief=brief)]
     if note and not snapshot.standing:

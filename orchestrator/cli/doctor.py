@@ -21,8 +21,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kontext_model.revision import CheckpointError
 from orchestrator.checkpoints import pin_checkpoint
+from orchestrator.cli.door import KEY, At, open_client
 from orchestrator.cli.failures import ERROR, SUCCESS
 from orchestrator.cli.locations import database_url, show_url
+from orchestrator.client.errors import ApiError
 from orchestrator.local_stack import ServerStatus, StackError, ensure_stack, stack_status
 from orchestrator.settings import PREFIX, Settings, SettingsError, read_settings
 from orchestrator.state import migration, queries
@@ -54,10 +56,10 @@ class Finding:
     hint: str = ""
 
 
-def examine(*, as_json: bool) -> int:
-    """Make every check and print what was found; gives 1 when one fails, else 0."""
+def examine(at: At, *, as_json: bool) -> int:
+    """Make every check, of this machine or of a server, and print what was found; gives 1 when one fails, else 0."""
     findings = []
-    for finding in _all_findings():
+    for finding in _all_findings() if at.here else _look_at_server_of(at):
         findings.append(finding)
         if not as_json:
             typer.echo(f"{finding.result:<5} {finding.check:<11} {finding.found}")
@@ -92,6 +94,29 @@ def _all_findings() -> Iterator[Finding]:
         settings = ensure_stack(settings)  # all of them run: this only tells where
     for check in checks:
         yield from check(settings)
+
+
+def _look_at_server_of(at: At) -> Iterator[Finding]:
+    """What a server says of itself, and of the key."""
+    with open_client(at) as client:
+        try:
+            ready = client.readiness()
+        except ApiError as error:
+            yield Finding("server", "fail", str(error), "check the address, and that the server runs")
+            return
+        yield Finding("server", "ok", f"{client.server} answers")
+        for name in ("database", "broker"):
+            told = str(ready.get(name, "not told"))
+            yield Finding(name, "ok" if told == "ok" else "fail", told)
+        try:
+            caller, workers = client.caller(), client.workers()
+        except ApiError as error:
+            yield Finding("key", "fail", str(error), f"set {KEY} to a key of this server")
+            return
+    yield Finding("key", "ok", f"{caller.name}, scope {caller.scope}")
+    alive = "; ".join(f"{w.id}: {','.join(w.stages)} on {w.device}, {w.revision[:12]} ({w.numerics})" for w in workers)
+    hint = "" if workers else "start one there: kontext worker"
+    yield Finding("workers", "ok" if workers else "warn", alive or "none alive", hint)
 
 
 def _look_at_packages(settings: Settings) -> Iterator[Finding]:

@@ -29,6 +29,7 @@ def explain(error: Exception) -> tuple[int, str]:
     from kontext_model.revision import CheckpointError
     from orchestrator.batches import BatchError
     from orchestrator.catalogs import CatalogueError
+    from orchestrator.client.errors import ApiError
     from orchestrator.control import ControlError
     from orchestrator.fire_times import FireTimeError
     from orchestrator.local_stack import StackError
@@ -45,6 +46,8 @@ def explain(error: Exception) -> tuple[int, str]:
     )  # fmt: skip
     if isinstance(error, asked_wrongly):
         return BAD_CALL, str(error)
+    if isinstance(error, ApiError):
+        return BAD_CALL if error.callers_fault else ERROR, str(error)
     if isinstance(error, (RunError, BatchError, MigrationError, StackError, StorageError)):
         return ERROR, str(error)
     if isinstance(error, ArgumentError):

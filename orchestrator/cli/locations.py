@@ -53,14 +53,18 @@ def open_state(settings: Settings) -> Iterator[Engine]:
 @contextmanager
 def open_existing_state(settings: Settings) -> Iterator[Engine]:
     """As `open_state`, for commands that only look. Raises CallError where no command has made a database yet."""
-    file = settings.home.absolute() / "state.db"
-    if settings.database_url is None and not file.exists():
+    if not has_state(settings):
         raise CallError(
-            f"there are no batches in {file.parent}: go to the folder where they were made, or set KONTEXT_HOME or "
-            "KONTEXT_DATABASE_URL"
+            f"there are no batches in {settings.home.absolute()}: go to the folder where they were made, or set "
+            "KONTEXT_HOME or KONTEXT_DATABASE_URL"
         )
     with open_state(settings) as engine:
         yield engine
+
+
+def has_state(settings: Settings) -> bool:
+    """Whether there is a database: one is set, or a command has made the home's own."""
+    return settings.database_url is not None or (settings.home.absolute() / "state.db").exists()
 
 
 def show_url(engine: Engine) -> str:

@@ -5,28 +5,32 @@ Owns the order of a run. Refuses to make a batch that could not be written, and 
 
 import json
 import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import typer
 from sqlalchemy import Engine
 
-from orchestrator.batches import Request, create_batch, dry_run, find_unfinished, ingest
+from orchestrator.batches import DryRun, Request, create_batch, dry_run, find_unfinished, ingest
 from orchestrator.catalogs import Catalogue
 from orchestrator.checkpoints import pin_checkpoint
 from orchestrator.cli.crew import Crew, Wanted, interruptible
 from orchestrator.cli.display import Display, open_display
+from orchestrator.cli.door import At, Door
 from orchestrator.cli.failures import INCOMPLETE, INTERRUPTED, SUCCESS, CallError, RunError
+from orchestrator.cli.local import Local
 from orchestrator.cli.locations import check_redis, log_to_file, open_stack, open_state
 from orchestrator.cli.request import Call, check_results, lies_in_embedded, make_request, open_asked, pin_asked
+from orchestrator.cli.sending import dry_run as dry_run_at
 from orchestrator.cli.summary import Summary, describe, sum_up, write_lines
+from orchestrator.client import DryRun as RemoteDryRun
 from orchestrator.contact_sheet import write_sheet
 from orchestrator.progress import Pace, Snapshot, follow, look
 from orchestrator.settings import Settings, read_settings
-from orchestrator.state import queries
-from orchestrator.state.database import reading
 from orchestrator.state.queries import Batch
 from orchestrator.state.transitions import BatchStatus, JobState
 from orchestrator.storage.loras import pin_lora
@@ -34,9 +38,43 @@ from orchestrator.storage.loras import pin_lora
 FAILURES_SHOWN = 10
 
 
-def check_rows(call: Call, *, as_json: bool) -> int:
+def check_rows(at: At, call: Call, *, as_json: bool) -> int:
     """`--dry-run`: read every row and say what is wrong. Makes no batch, starts nothing but the reading of a
     catalogue that lies in the embedded S3 server."""
+    found = _dry_run(call) if at.here else dry_run_at(at, call)
+    errors = [error if isinstance(error, dict) else asdict(error) for error in found.errors]
+    if as_json:
+        told = {
+            "rows": found.rows,
+            "bad": found.bad,
+            "recipes": found.recipes,
+            "errors": errors,
+            "warnings": list(found.warnings),
+        }
+        if len(errors) < found.bad:
+            told["errors_truncated"] = True
+        typer.echo(json.dumps(told))
+    else:
+        for line in _write_check(found, errors):
+            typer.echo(line)
+    return INCOMPLETE if found.bad else SUCCESS
+
+
+def _write_check(found: DryRun | RemoteDryRun, errors: list[dict[str, Any]]) -> Iterator[str]:
+    for warning in found.warnings:
+        yield f"warning: {warning}"
+    for error in errors:
+        yield f"{error['code']}: {error['message']}"
+    if len(errors) < found.bad:
+        yield f"… and {found.bad - len(errors):,} more bad rows"
+    plural = "" if found.recipes == 1 else "s"
+    yield (
+        f"{found.rows:,} rows: {found.rows - found.bad:,} good, {found.bad:,} bad, {found.recipes:,} recipe{plural}; "
+        "no batch was made"
+    )
+
+
+def _dry_run(call: Call) -> DryRun:
     settings = read_settings()
     say = partial(typer.echo, err=True)
     with ExitStack() as opened:
@@ -44,30 +82,7 @@ def check_rows(call: Call, *, as_json: bool) -> int:
             settings = opened.enter_context(open_stack(settings, say))
         catalogue = open_asked(call, settings)
         asked, pin = pin_asked(call, settings), partial(pin_lora, settings=settings)
-        found = dry_run(catalogue, asked, pin_checkpoint(settings).defaults, pin)
-    if as_json:
-        told = {
-            "rows": found.rows,
-            "bad": found.bad,
-            "recipes": found.recipes,
-            "errors": found.errors,
-            "warnings": list(found.warnings),
-        }
-        if len(found.errors) < found.bad:
-            told["errors_truncated"] = True
-        typer.echo(json.dumps(told))
-    else:
-        for warning in found.warnings:
-            typer.echo(f"warning: {warning}")
-        for error in found.errors:
-            typer.echo(f"{error['code']}: {error['message']}")
-        if len(found.errors) < found.bad:
-            typer.echo(f"… and {found.bad - len(found.errors):,} more bad rows")
-        typer.echo(
-            f"{found.rows:,} rows: {found.rows - found.bad:,} good, {found.bad:,} bad, {found.recipes:,} "
-            f"recipe{'' if found.recipes == 1 else 's'}; no batch was made"
-        )
-    return INCOMPLETE if found.bad else SUCCESS
+        return dry_run(catalogue, asked, pin_checkpoint(settings).defaults, pin)
 
 
 @dataclass(frozen=True)
@@ -102,14 +117,15 @@ def run_catalogue(call: Call, *, as_json: bool, sheet: Path | None = None) -> in
             last, interrupted = look(run.engine, batch.id), True
         except RunError as error:
             raise RunError(f"{error}\nbatch {batch.id} stays; the same command resumes it") from error
-        summary = sum_up(run.engine, last, time.monotonic() - began_s, pace.mean_rate)
+        door = Local(run.engine, run.settings, opened)
+        summary = sum_up(door, batch.id, time.monotonic() - began_s, pace.mean_rate)
         _stop(run.crew, run.display)
         run.display.close()
         if interrupted:
             run.display.say(f"interrupted; the same command resumes batch {batch.id}")
         elif sheet is not None:
             write_sheet(run.engine, last, run.settings, sheet, seconds=summary.seconds)
-        _print(summary, None if interrupted else sheet, as_json)
+        print_summary(summary, None if interrupted else sheet, as_json)
     return INTERRUPTED if interrupted else summary.exit_status
 
 
@@ -151,28 +167,27 @@ def _open(call: Call, opened: ExitStack) -> _Run:
 def _watch(run: _Run, batch: Batch, pace: Pace) -> Snapshot:
     """Show the batch until it stands; gives how it stands."""
     shown: set[int] = set()
+    door = Local(run.engine, run.settings, ExitStack())
     for snapshot in follow(run.engine, batch.id):
         pace.note(snapshot.at_s, snapshot.counts.ended)
         if snapshot.counts.failed > len(shown) and len(shown) < FAILURES_SHOWN:
-            _show_failures(run, batch, shown)
+            show_failures(door, batch.id, shown, run.display.say)
         run.display.show(snapshot, pace, run.crew.waiting_for)
         if not snapshot.standing:
             run.crew.tick()
     return snapshot
 
 
-def _show_failures(run: _Run, batch: Batch, shown: set[int]) -> None:
-    """Say which jobs failed since the last look, the first ones only."""
-    with reading(run.engine).connect() as connection:
-        for job in queries.stream_jobs(connection, batch.id, states=(JobState.FAILED,)):
-            if job["line"] in shown:
-                continue
-            shown.add(job["line"])
-            name = job["custom_id"] or f"line {job['line']}"
-            run.display.say(f"failed: {name}: {job['code']}: {job['message']}")
-            if len(shown) == FAILURES_SHOWN:
-                run.display.say("… further failures are told at the end")
-                return
+def show_failures(door: Door, batch_id: str, shown: set[int], say: Callable[[str], None]) -> None:
+    """Say which jobs failed since the last look, the first ones only; `shown` are the lines that were told of."""
+    for job in door.jobs(batch_id, (JobState.FAILED,)):
+        if job.line in shown:
+            continue
+        shown.add(job.line)
+        say(f"failed: {job.custom_id or f'line {job.line}'}: {job.code}: {job.message}")
+        if len(shown) == FAILURES_SHOWN:
+            say("… further failures are told at the end")
+            return
 
 
 def _stop(crew: Crew, display: Display) -> None:
@@ -184,7 +199,8 @@ def _stop(crew: Crew, display: Display) -> None:
         crew.stop()
 
 
-def _print(summary: Summary, sheet: Path | None, as_json: bool) -> None:
+def print_summary(summary: Summary, sheet: Path | None, as_json: bool) -> None:
+    """Print how a call ended, for people or for programs."""
     if as_json:
         typer.echo(json.dumps(describe(summary)))
         return

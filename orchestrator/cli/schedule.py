@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.door import At, somewhere
 from orchestrator.state.transitions import Missed, Overlap
 
 schedule = typer.Typer(help="Batches by the clock.", no_args_is_help=True, rich_markup_mode=None)
@@ -16,7 +17,9 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 @schedule.command()
+@somewhere
 def add(
+    at: At,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, dots and dashes.")],
     cron: Annotated[str, typer.Option(metavar="'M H D M W'", help="When: minute hour day month weekday.")],
     catalogue: Annotated[str, typer.Option(metavar="URI", help="What: as for `kontext submit`.")],
@@ -42,20 +45,23 @@ def add(
     named = {"preset": preset, "prompt": prompt, "max_error_rate": max_error_rate, "deadline": deadline}
     call = read_call(catalogue, named, settings or [], out, priority)
     add_schedule(
-        call, name, cron, tz, only_changed=not everything, overlap=overlap, missed=missed, as_json=json
+        at, call, name, cron, tz, only_changed=not everything, overlap=overlap, missed=missed, as_json=json
     )  # fmt: skip
 
 
 @schedule.command("list")
-def list_(json: _Json = False) -> None:
+@somewhere
+def list_(at: At, json: _Json = False) -> None:
     """List the schedules: when each fires next, and how it went last."""
     from orchestrator.cli.scheduling import list_schedules
 
-    list_schedules(as_json=json)
+    list_schedules(at, as_json=json)
 
 
 @schedule.command()
+@somewhere
 def show(
+    at: At,
     name: _Name,
     json: _Json = False,
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many runs, the latest first.")] = 20,
@@ -63,36 +69,40 @@ def show(
     """Show one schedule, its next fire times and its past runs with their reports."""
     from orchestrator.cli.scheduling import show_schedule
 
-    show_schedule(name, limit, as_json=json)
+    show_schedule(at, name, limit, as_json=json)
 
 
 @schedule.command()
-def pause(name: _Name, json: _Json = False) -> None:
+@somewhere
+def pause(at: At, name: _Name, json: _Json = False) -> None:
     """Fire no more until it is resumed."""
     from orchestrator.cli.scheduling import pause_schedule
 
-    pause_schedule(name, as_json=json)
+    pause_schedule(at, name, as_json=json)
 
 
 @schedule.command()
-def resume(name: _Name, json: _Json = False) -> None:
+@somewhere
+def resume(at: At, name: _Name, json: _Json = False) -> None:
     """Fire again from now on."""
     from orchestrator.cli.scheduling import resume_schedule
 
-    resume_schedule(name, as_json=json)
+    resume_schedule(at, name, as_json=json)
 
 
 @schedule.command()
-def remove(name: _Name, json: _Json = False) -> None:
+@somewhere
+def remove(at: At, name: _Name, json: _Json = False) -> None:
     """Forget a schedule and its runs; their batches stay."""
     from orchestrator.cli.scheduling import remove_schedule
 
-    remove_schedule(name, as_json=json)
+    remove_schedule(at, name, as_json=json)
 
 
 @schedule.command()
-def fire(name: _Name, json: _Json = False) -> None:
+@somewhere
+def fire(at: At, name: _Name, json: _Json = False) -> None:
     """Run a schedule now, whatever the clock says; the overlap policy holds."""
     from orchestrator.cli.scheduling import fire_schedule
 
-    fire_schedule(name, as_json=json)
+    fire_schedule(at, name, as_json=json)

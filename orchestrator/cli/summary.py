@@ -3,17 +3,16 @@
 Owns the shape of `run --json` and the exit status that follows from how the batch stands.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from sqlalchemy import Engine
-
 from orchestrator.cli.display import show_rate
+from orchestrator.cli.door import Door
 from orchestrator.cli.failures import INCOMPLETE, SUCCESS
-from orchestrator.progress import Snapshot, show_duration
-from orchestrator.state import queries
-from orchestrator.state.database import reading
+from orchestrator.client.shapes import Batch
+from orchestrator.progress import show_duration
 from orchestrator.state.transitions import BatchStatus, JobState
 
 ERRORS_TOLD = 1000
@@ -24,37 +23,31 @@ MESSAGES_SHOWN = 3
 class Summary:
     """The end of a call: how the batch stood, how long the call took, how fast jobs ended, what failed."""
 
-    snapshot: Snapshot
+    batch: Batch
     seconds: float
     rate: float | None
     errors: list[dict[str, Any]]
-    by_code: Mapping[str, int]
 
     @property
     def exit_status(self) -> int:
         """0 when every job succeeded, else 3."""
-        counts = self.snapshot.counts
-        whole = self.snapshot.batch.status == BatchStatus.COMPLETED and counts.succeeded == counts.total
+        counts = self.batch.request_counts
+        whole = self.batch.status == BatchStatus.COMPLETED and counts.succeeded == counts.total
         return SUCCESS if whole else INCOMPLETE
 
 
-def sum_up(engine: Engine, snapshot: Snapshot, seconds: float, rate: float | None) -> Summary:
+def sum_up(door: Door, batch_id: str, seconds: float, rate: float | None) -> Summary:
     """Gather what the summary tells; at most 1,000 failed jobs, in the catalogue's order."""
-    errors: list[dict[str, Any]] = []
-    by_code: Mapping[str, int] = {}
-    if snapshot.counts.failed:
-        with reading(engine).connect() as connection:
-            by_code = queries.count_by_error(connection, snapshot.batch.id)
-            for job in queries.stream_jobs(connection, snapshot.batch.id, states=(JobState.FAILED,)):
-                errors.append({name: job[name] for name in ("custom_id", "line", "code", "message")})
-                if len(errors) == ERRORS_TOLD:
-                    break
-    return Summary(snapshot, seconds, rate, errors, by_code)
+    batch = door.batch(batch_id)
+    failed = door.jobs(batch_id, (JobState.FAILED,)) if batch.request_counts.failed else ()
+    names = ("custom_id", "line", "code", "message")
+    errors = [{name: getattr(job, name) for name in names} for job in islice(failed, ERRORS_TOLD)]
+    return Summary(batch, seconds, rate, errors)
 
 
 def describe(summary: Summary) -> dict[str, Any]:
     """The object that `run --json` prints last."""
-    batch, counts = summary.snapshot.batch, summary.snapshot.counts
+    batch, counts = summary.batch, summary.batch.request_counts
     told = {
         "batch": batch.id,
         "status": batch.status.value,
@@ -64,8 +57,8 @@ def describe(summary: Summary) -> dict[str, Any]:
         "cancelled": counts.cancelled,
         "reused": counts.reused,
         "seconds": round(summary.seconds, 3),
-        "results": batch.results_uri,
-        "manifest": batch.manifest_uri,
+        "results": batch.results,
+        "manifest": batch.manifest,
         "errors": summary.errors,
     }
     if len(summary.errors) < counts.failed:
@@ -75,7 +68,7 @@ def describe(summary: Summary) -> dict[str, Any]:
 
 def write_lines(summary: Summary) -> Iterator[str]:
     """The summary for people."""
-    batch, counts = summary.snapshot.batch, summary.snapshot.counts
+    batch, counts = summary.batch, summary.batch.request_counts
     parts = [f"{counts.succeeded:,} of {counts.total:,} succeeded"]
     parts += [f"{counts.reused:,} reused"] if counts.reused else []
     parts += [f"{number:,} {name}" for name in ("failed", "cancelled") if (number := getattr(counts, name))]
@@ -83,9 +76,9 @@ def write_lines(summary: Summary) -> Iterator[str]:
     yield f"batch {batch.id} {batch.status}: {', '.join(parts)} in {show_duration(summary.seconds)}{pace}"
     if batch.reason:
         yield f"  reason    {batch.reason}"
-    yield f"  results   {batch.results_uri}"
-    if batch.manifest_uri:
-        yield f"  manifest  {batch.manifest_uri} (and .csv)"
+    yield f"  results   {batch.results}"
+    if batch.manifest:
+        yield f"  manifest  {batch.manifest} (and .csv)"
     yield from _write_failures(summary)
     if counts.failed:
         yield f"  next      kontext jobs {batch.id} --state failed, then kontext retry {batch.id}"
@@ -94,7 +87,8 @@ def write_lines(summary: Summary) -> Iterator[str]:
 
 
 def _write_failures(summary: Summary) -> Iterator[str]:
-    for code, number in summary.by_code.items():
+    for failure in summary.batch.errors or ():
+        code, number = failure.code, failure.count
         yield f"  failed    {number:,} × {code}"
         messages = [error["message"] for error in summary.errors if error["code"] == code]
         for message in messages[:MESSAGES_SHOWN]:

@@ -25,6 +25,7 @@ from orchestrator.storage.store import (
     Content,
     ObjectInfo,
     ObjectMissing,
+    PutAddress,
     StorageError,
     StorageFull,
     TooLarge,
@@ -59,15 +60,14 @@ class FolderStore:
                 part.unlink()
 
     def put(
-        self, key: str, data: bytes, *, content_type: str = BINARY, metadata: Mapping[str, str] = NO_METADATA
+        self, key: str, data: bytes | Path, *, content_type: str = BINARY, metadata: Mapping[str, str] = NO_METADATA
     ) -> bool:
         target = self._path(key)
         with self._explain(key, writing=True):
             if target.is_file():
                 return False
             with self._part_file(target) as (part, stream):
-                stream.write(data)
-                _flush(stream)
+                _fill(stream, data)
                 try:
                     os.link(part, target)
                 except FileExistsError:
@@ -80,12 +80,7 @@ class FolderStore:
     def replace(self, key: str, data: bytes | Path, *, content_type: str = BINARY) -> None:
         target = self._path(key)
         with self._explain(key, writing=True), self._part_file(target) as (part, stream):
-            if isinstance(data, Path):
-                with data.open("rb") as source:
-                    shutil.copyfileobj(source, stream, 1 << 20)
-            else:
-                stream.write(data)
-            _flush(stream)
+            _fill(stream, data)
             os.replace(part, target)
             _flush_folder(target.parent)
 
@@ -191,7 +186,7 @@ class FolderStore:
         check_key(key, self.uri)
         return None
 
-    def presign_put(self, key: str, life_s: int) -> str | None:
+    def presign_put(self, key: str, life_s: int, sha256: str) -> PutAddress | None:
         check_key(key, self.uri)
         return None
 
@@ -279,6 +274,16 @@ def _validate(status: os.stat_result) -> str | None:
     if time.time() - max(status.st_mtime, status.st_ctime) < SETTLED_S:
         return None
     return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
+
+
+def _fill(stream: BinaryIO, data: bytes | Path) -> None:
+    """Write all of it, and flush it to the disk."""
+    if isinstance(data, Path):
+        with data.open("rb") as source:
+            shutil.copyfileobj(source, stream, 1 << 20)
+    else:
+        stream.write(data)
+    _flush(stream)
 
 
 def _flush(stream: BinaryIO) -> None:

@@ -4,9 +4,11 @@ Owns the client and the reading of S3's errors. The bucket `kontext-local` is th
 is reached by the standard AWS_* environment. Refuses to overwrite in `put`: the condition is the server's to check.
 """
 
+import base64
+import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -38,6 +40,7 @@ from orchestrator.storage.store import (
     Content,
     ObjectInfo,
     ObjectMissing,
+    PutAddress,
     StorageError,
     StorageFull,
     TooLarge,
@@ -114,14 +117,14 @@ class S3Store:
         return _open_client(self._local_url)
 
     def put(
-        self, key: str, data: bytes, *, content_type: str = BINARY, metadata: Mapping[str, str] = NO_METADATA
+        self, key: str, data: bytes | Path, *, content_type: str = BINARY, metadata: Mapping[str, str] = NO_METADATA
     ) -> bool:
         headers = {name: quote(value, safe=" !\"#$&'()*+,-./:;<=>?@[]^_`{|}~") for name, value in metadata.items()}
         name = self._name(key)
-        with self._explain(key):
+        with self._explain(key), data.open("rb") if isinstance(data, Path) else nullcontext(data) as body:
             try:
                 self._client.put_object(
-                    Bucket=self.bucket, Key=name, Body=data, ContentType=content_type, Metadata=headers, IfNoneMatch="*"
+                    Bucket=self.bucket, Key=name, Body=body, ContentType=content_type, Metadata=headers, IfNoneMatch="*"
                 )
             except ClientError as error:
                 if _status(error) == 412:
@@ -215,13 +218,18 @@ class S3Store:
     def presign(self, key: str, life_s: int) -> str | None:
         return self._presign("get_object", key, life_s)
 
-    def presign_put(self, key: str, life_s: int) -> str | None:
-        return self._presign("put_object", key, life_s)
+    def presign_put(self, key: str, life_s: int, sha256: str) -> PutAddress | None:
+        with self._explain(CHECK_KEY):
+            if not _checks_digests(self._local_url, self.bucket, self._name(CHECK_KEY)):
+                return None
+        digest = base64.b64encode(bytes.fromhex(sha256)).decode()
+        url = self._presign("put_object", key, life_s, ChecksumSHA256=digest, IfNoneMatch="*")
+        return PutAddress(url, {"x-amz-checksum-sha256": digest, "if-none-match": "*"})
 
-    def _presign(self, call: str, key: str, life_s: int) -> str:
+    def _presign(self, call: str, key: str, life_s: int, **signed: str) -> str:
         name = self._name(key)
         with self._explain(key):
-            given = {"Bucket": self.bucket, "Key": name}
+            given = {"Bucket": self.bucket, "Key": name, **signed}
             return str(self._client.generate_presigned_url(call, Params=given, ExpiresIn=life_s))
 
     def check_writable(self) -> None:
@@ -256,6 +264,24 @@ class _Stream(io.RawIOBase):
             data = self._body.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+@cache
+def _checks_digests(local_url: str | None, bucket: str, key: str) -> bool:
+    """Whether the server refuses bytes that are not those of `x-amz-checksum-sha256`; not all do. Asked once.
+
+    Raises what boto3 raises where the server could not be asked, and is asked again then.
+    """
+    client = _open_client(local_url)
+    wrong = base64.b64encode(hashlib.sha256(b"other bytes").digest()).decode()
+    try:
+        client.put_object(Bucket=bucket, Key=key, Body=b"kontext", ChecksumSHA256=wrong)
+    except ClientError as error:
+        if _status(error) == 400:
+            return True
+        raise
+    client.delete_object(Bucket=bucket, Key=key)
+    return False
 
 
 @cache

@@ -78,6 +78,14 @@ class Content:
     validator: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class PutAddress:
+    """Where an object may be PUT, and the headers that must come with it."""
+
+    url: str
+    headers: Mapping[str, str]
+
+
 class Store(Protocol):
     """Objects under one root. Every method may raise StorageError; the message names the URI and what to do."""
 
@@ -90,9 +98,10 @@ class Store(Protocol):
         """Whether "A" and "a" are one key here, as on the file systems of macOS and Windows."""
 
     def put(
-        self, key: str, data: bytes, *, content_type: str = BINARY, metadata: Mapping[str, str] = NO_METADATA
+        self, key: str, data: bytes | Path, *, content_type: str = BINARY, metadata: Mapping[str, str] = NO_METADATA
     ) -> bool:
-        """Write once. True: written, whole and durable; False: the key exists already and is untouched.
+        """Write once, from memory or streamed from a file. True: written, whole and durable; False: the key exists
+        already and is untouched.
 
         Metadata goes where the store has room for it (S3 headers); a folder keeps none.
         """
@@ -130,8 +139,11 @@ class Store(Protocol):
     def presign(self, key: str, life_s: int) -> str | None:
         """An https address that gives the object to whoever has it, for so long; None where the store has none."""
 
-    def presign_put(self, key: str, life_s: int) -> str | None:
-        """An https address that takes the object from whoever has it, for so long; None where the store has none."""
+    def presign_put(self, key: str, life_s: int, sha256: str) -> PutAddress | None:
+        """An address that takes these very bytes (a hexadecimal digest tells) from whoever has it, once, for so long.
+
+        None where the store has none, or does not hold what comes to its digest.
+        """
 
     def check_writable(self) -> None:
         """Write and remove a small object. Raises StorageError saying why results could not be written here."""

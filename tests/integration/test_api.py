@@ -1,5 +1,6 @@
 """The API as a shop's system calls it: batches made, watched, controlled; jobs listed; results fetched."""
 
+import hashlib
 import io
 import json
 import threading
@@ -347,12 +348,10 @@ class TestResults:
 
 
 def test_images_are_sent_once(api: Api) -> None:
-    import hashlib
-
     data = photo("red")
     name = f"{hashlib.sha256(data).hexdigest()}.jpg"
     planned = api.post("/v1/uploads", json={"names": [name]})["data"][0]
-    assert planned == {"name": name, "exists": False, "url": f"/v1/uploads/{name}"}
+    assert planned == {"name": name, "exists": False, "url": f"/v1/uploads/{name}", "headers": {}}
     assert api.client.put(planned["url"], content=b"other").json()["code"] == "wrong_digest"
     assert api.client.put(planned["url"], content=data).status_code == 204
     assert api.post("/v1/uploads", json={"names": [name]})["data"][0]["exists"] is True
@@ -372,10 +371,11 @@ def test_a_store_with_addresses_is_sent_to(engine: Engine, tmp_path: Path, s3: A
         assert answer.status_code == 302
         with urllib.request.urlopen(answer.headers["location"]) as picture:
             assert picture.read() == b"bytes"
-        planned = api.post("/v1/uploads", json={"names": ["0" * 64]})["data"][0]
-        request = urllib.request.Request(planned["url"], b"image", method="PUT")
+        name = hashlib.sha256(b"image").hexdigest()
+        planned = api.post("/v1/uploads", json={"names": [name]})["data"][0]
+        request = urllib.request.Request(planned["url"], b"image", planned["headers"], method="PUT")
         urllib.request.urlopen(request).close()
-        assert store.get("inputs/" + "0" * 64) == b"image"
+        assert store.get(f"inputs/{name}") == b"image"
 
 
 def test_what_there_is_can_be_listed(api: Api, seed: Seeder) -> None:

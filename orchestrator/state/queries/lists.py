@@ -32,12 +32,14 @@ UNDECIDED = "none"
 @dataclass(frozen=True)
 class JobFilter:
     """Which jobs of a batch. `text` is looked for in custom_id, image and message; `decision` is one of approved,
-    rejected and none. Codes are those of failed jobs, unless `states` says otherwise."""
+    rejected and none. Codes are those of failed jobs, unless `states` says otherwise. `by_line` asks for the
+    catalogue's order also where states alone are wanted."""
 
     states: tuple[JobState, ...] = ()
     codes: tuple[str, ...] = ()
     text: str = ""
     decision: str | None = None
+    by_line: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def list_jobs(
 
 def _works_by_state(wanted: JobFilter) -> bool:
     indexed_otherwise = wanted.decision in (Decision.APPROVED, Decision.REJECTED) or _codes_of_failed(wanted)
-    return bool(wanted.states) and not indexed_otherwise
+    return bool(wanted.states) and not indexed_otherwise and not wanted.by_line
 
 
 def _codes_of_failed(wanted: JobFilter) -> bool:
