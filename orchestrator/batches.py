@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import Double, Engine, literal, select
 
 from kontext_model.revision import CheckpointRef, Defaults
+from orchestrator.access.audit import Note, unnoted
 from orchestrator.catalogs import Catalogue, CatalogueError, Row
 from orchestrator.catalogs.sent import Sent
 from orchestrator.prompt_limits import find_cuts
@@ -84,10 +85,13 @@ def create_batch(
     request: Request,
     batch_id: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    *,
+    note: Note = unnoted,
 ) -> Batch:
     """Store a new, still empty batch for a catalogue that has at least one row.
 
-    With a `batch_id` it is made once, however often and by how many this is called; `metadata` is the caller's own.
+    With a `batch_id` it is made, and noted, once, however often and by how many this is called; `metadata` is the
+    caller's own.
     Raises CatalogueError when the catalogue has no rows, or lies where no database can note it.
     """
     for name in (catalogue.uri, catalogue.image_root):
@@ -97,7 +101,7 @@ def create_batch(
         raise CatalogueError(f"{catalogue.uri} holds no rows: there is nothing to do")
     batch_id = batch_id or new_batch_id()
     with engine.begin() as connection:
-        queries.create_batch(
+        made = queries.create_batch(
             connection,
             {
                 "id": batch_id,
@@ -118,6 +122,8 @@ def create_batch(
                 "metadata": json.dumps(dict(metadata)) if metadata else None,
             },
         )
+        if made:
+            note(connection, batch_id)
     return read_batch(engine, batch_id)
 
 
@@ -164,6 +170,8 @@ def ingest(
     catalogue: Catalogue,
     request: Request,
     on_progress: Callable[[int], None] = lambda rows: None,
+    *,
+    note: Note = unnoted,
 ) -> Batch:
     """Store the catalogue's rows as jobs, from where an earlier try stopped, and set the batch running.
 
@@ -179,7 +187,9 @@ def ingest(
             queries.move_batch(connection, batch.id, BatchStatus.FAILED, reason=tellable(str(error)))
         raise
     with engine.begin() as connection:
-        queries.start_batch(connection, batch.id)
+        if queries.start_batch(connection, batch.id):
+            started = queries.read_batch(connection, batch.id)
+            note(connection, batch.id, rows=started and started.total)
     return read_batch(engine, batch.id)
 
 

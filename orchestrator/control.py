@@ -1,7 +1,8 @@
 """Control: what people ask of a batch while it runs, and what the dispatcher does about it.
 
-Owns pause, resume, cancel, retry, priority, deadline and the breaker. Each may be asked any number of times. Refuses to
-wait for workers: a change is in SQL when the call returns, and claims look there.
+Owns pause, resume, cancel, retry, priority, deadline and the breaker. Each may be asked any number of times, and is
+noted in its own transaction where it changed something. Refuses to wait for workers: a change is in SQL when the call
+returns, and claims look there.
 """
 
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 
+from orchestrator.access.audit import Note, unnoted
 from orchestrator.state import queries
 from orchestrator.state.database import reading
 from orchestrator.state.queries import Batch
@@ -44,25 +46,25 @@ class Change:
     bad_rows: int = 0
 
 
-def pause(engine: Engine, batch_id: str) -> Change:
+def pause(engine: Engine, batch_id: str, *, note: Note = unnoted) -> Change:
     """Claim nothing more of a batch; what is running ends its stage. Raises ControlError."""
 
     def move(connection: Connection) -> bool:
         return queries.move_batch(connection, batch_id, BatchStatus.PAUSED, reason="by request")
 
-    return _ask(engine, batch_id, move, {BatchStatus.PAUSED}, "only a running batch can be paused")
+    return _ask(engine, batch_id, move, {BatchStatus.PAUSED}, "only a running batch can be paused", note)
 
 
-def resume(engine: Engine, batch_id: str) -> Change:
+def resume(engine: Engine, batch_id: str, *, note: Note = unnoted) -> Change:
     """Go on with a paused batch. Raises ControlError."""
 
     def move(connection: Connection) -> bool:
         return queries.resume_batch(connection, batch_id)
 
-    return _ask(engine, batch_id, move, {BatchStatus.RUNNING}, "only a paused batch can be resumed")
+    return _ask(engine, batch_id, move, {BatchStatus.RUNNING}, "only a paused batch can be resumed", note)
 
 
-def cancel(engine: Engine, batch_id: str) -> Change:
+def cancel(engine: Engine, batch_id: str, *, note: Note = unnoted) -> Change:
     """End a batch early: what has not ended is cancelled, what is running stops; what succeeded stays.
 
     Cancels for a second at most, running jobs first; the dispatcher goes on with the rest, writes the manifest and ends
@@ -73,20 +75,22 @@ def cancel(engine: Engine, batch_id: str) -> Change:
         return queries.move_batch(connection, batch_id, BatchStatus.CANCELLING, reason="by request")
 
     over = {BatchStatus.CANCELLING, BatchStatus.CANCELLED}
-    change = _ask(engine, batch_id, move, over, "there is nothing to cancel")
+    change = _ask(engine, batch_id, move, over, "there is nothing to cancel", note)
     if change.batch.status != BatchStatus.CANCELLING:
         return change
-    jobs = _move_in_chunks(engine, queries.cancel_jobs, batch_id, BUDGET_S)
+    jobs = _move_in_chunks(engine, queries.cancel_jobs, batch_id, BUDGET_S, note if change.changed else unnoted)
     return Change(change.batch, change.changed, jobs)
 
 
-def set_priority(engine: Engine, batch_id: str, priority: int) -> Change:
+def set_priority(engine: Engine, batch_id: str, priority: int, *, note: Note = unnoted) -> Change:
     """Change the urgency of a batch that has not ended, its queued jobs included. Raises ControlError."""
     with engine.begin() as connection:
         before = _find(connection, batch_id)
         if before.ended_at is not None:
             raise ControlError(f"batch {batch_id} {_STANDS[before.status]}; its priority changes nothing any more")
         queries.set_priority(connection, batch_id, priority)
+        if before.priority != priority:
+            note(connection, batch_id, priority=priority)
         return Change(_find(connection, batch_id), before.priority != priority)
 
 
@@ -96,6 +100,8 @@ def retry(
     states: Sequence[JobState] = (JobState.FAILED,),
     codes: Sequence[str] = (),
     lines: Sequence[int] = (),
+    *,
+    note: Note = unnoted,
 ) -> Change:
     """Set the ended jobs of a batch that match pending again, and the batch running if it had ended.
 
@@ -108,11 +114,11 @@ def retry(
             ids = [job_id for job_id, good in page if good]
             bad_rows += len(page) - len(ids)
             if ids:
-                moved += _restart(engine, batch_id, ids)
+                moved += _restart(engine, batch_id, ids, note)
         return Change(_find(looking, batch_id), moved > 0, moved, bad_rows)
 
 
-def retry_jobs(engine: Engine, batch_id: str, chosen: Iterable[Sequence[int]]) -> Change:
+def retry_jobs(engine: Engine, batch_id: str, chosen: Iterable[Sequence[int]], *, note: Note = unnoted) -> Change:
     """Set these jobs of a batch pending again, chunk by chunk, as `retry` does; others of them are left.
 
     Raises ControlError.
@@ -125,25 +131,35 @@ def retry_jobs(engine: Engine, batch_id: str, chosen: Iterable[Sequence[int]]) -
             wanted = [job_id for job_id, good in found if good]
             bad_rows += len(found) - len(wanted)
             if wanted:
-                moved += _restart(engine, batch_id, wanted)
+                moved += _restart(engine, batch_id, wanted, note)
         return Change(_find(looking, batch_id), moved > 0, moved, bad_rows)
 
 
-def _restart(engine: Engine, batch_id: str, ids: Sequence[int]) -> int:
+def _restart(engine: Engine, batch_id: str, ids: Sequence[int], note: Note) -> int:
     with engine.begin() as connection:
         if not queries.reopen_batch(connection, batch_id):
             batch = _find(connection, batch_id)
             raise ControlError(f"batch {batch_id} {_STANDS[batch.status]}; its jobs cannot be tried again now")
-        return queries.restart_jobs(connection, ids)
+        moved = queries.restart_jobs(connection, ids)
+        if moved:
+            note(connection, batch_id, jobs=moved)
+        return moved
 
 
 def _ask(
-    engine: Engine, batch_id: str, move: Callable[[Connection], bool], over: set[BatchStatus], otherwise: str
+    engine: Engine,
+    batch_id: str,
+    move: Callable[[Connection], bool],
+    over: set[BatchStatus],
+    otherwise: str,
+    note: Note,
 ) -> Change:
     """Make a move of a batch; standing in `over` already is as good."""
     with engine.begin() as connection:
         changed = move(connection)
         batch = _find(connection, batch_id)
+        if changed:
+            note(connection, batch_id)
     if not changed and batch.status not in over:
         raise ControlError(f"batch {batch_id} {_STANDS[batch.status]}; {otherwise}")
     return Change(batch, changed)
@@ -156,12 +172,20 @@ def _find(connection: Connection, batch_id: str) -> Batch:
     return batch
 
 
-def _move_in_chunks(engine: Engine, move: Callable[[Connection, str, int], int], batch_id: str, budget_s: float) -> int:
-    """Repeat a statement over chunks of a batch's jobs until it finds none, or the time is over."""
+def _move_in_chunks(
+    engine: Engine,
+    move: Callable[[Connection, str, int], int],
+    batch_id: str,
+    budget_s: float,
+    note: Note = unnoted,
+) -> int:
+    """Repeat a statement over chunks of a batch's jobs until it finds none, or the time is over; each is noted."""
     until_s, moved = time.monotonic() + budget_s, 0
     while True:
         with engine.begin() as connection:
             count = move(connection, batch_id, CHUNK_ROWS)
+            if count:
+                note(connection, batch_id, jobs=count)
         moved += count
         if count < CHUNK_ROWS or time.monotonic() >= until_s:
             return moved
@@ -175,6 +199,16 @@ def enforce(engine: Engine, batch: Batch, now_s: float, budget_s: float) -> None
         if batch.status == BatchStatus.PAUSED:  # or it would stand for ever, with nothing left to resume
             resume(engine, batch.id)
         _move_in_chunks(engine, queries.expire_jobs, batch.id, budget_s)
+
+
+def cancel_unread(engine: Engine, budget_s: float) -> int:
+    """Cancel the jobs that were stored of catalogues that then could not be read on; gives how many.
+
+    No worker would take them. For each such batch `budget_s` at most; the next call goes on.
+    """
+    with reading(engine).connect() as connection:
+        unread = queries.failed_unfinished(connection)
+    return sum(_move_in_chunks(engine, queries.cancel_jobs, batch_id, budget_s) for batch_id in unread)
 
 
 def is_overdue(batch: Batch, now_s: float) -> bool:
@@ -203,7 +237,7 @@ def break_off(engine: Engine, batch: Batch) -> str | None:
     return reason if moved else None
 
 
-def delete(engine: Engine, batch_id: str) -> int:
+def delete(engine: Engine, batch_id: str, *, note: Note = unnoted) -> int:
     """Forget an ended batch and its jobs, in short transactions; gives how many jobs. Pictures and manifest stay.
 
     Interrupted, it is asked again. Raises ControlError for a batch that has not ended.
@@ -212,8 +246,9 @@ def delete(engine: Engine, batch_id: str) -> int:
         batch = _find(connection, batch_id)
     if batch.ended_at is None:
         raise ControlError(f"batch {batch_id} {_STANDS[batch.status]}; cancel it before it is deleted")
-    jobs = _move_in_chunks(engine, queries.delete_jobs, batch_id, float("inf"))
+    jobs = _move_in_chunks(engine, queries.delete_jobs, batch_id, float("inf"), note)
     with engine.begin() as connection:
         if not queries.delete_batch(connection, batch_id):
             raise ControlError(f"batch {batch_id} was reopened or deleted meanwhile")
+        note(connection, batch_id, jobs=0)
     return jobs

@@ -1,14 +1,17 @@
 """Decisions: which pictures are approved or rejected, and a new take where none pleases.
 
 Owns what may be decided of which job. A regenerated picture is a sibling row: the next take, with its own seed and its
-own key in the store; the earlier ones stay. Refuses to touch a picture. Each may be asked any number of times.
+own key in the store; the earlier ones stay. Refuses to touch a picture. Each may be asked any number of times, and is
+noted in its own transaction.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
+from orchestrator.access.audit import Note, unnoted
 from orchestrator.control import ControlError
 from orchestrator.recipes import SEED_MAX
 from orchestrator.state import queries
@@ -33,7 +36,7 @@ class NewTake:
     seed: int
 
 
-def decide(engine: Engine, job_id: int, decision: Decision | None) -> bool:
+def decide(engine: Engine, job_id: int, decision: Decision | None, *, note: Note = unnoted) -> bool:
     """Approve or reject a job's picture, or take that back (None); gives whether it changed.
 
     An approval takes back that of the row's other takes. Raises DecisionError for a job without a picture.
@@ -45,10 +48,14 @@ def decide(engine: Engine, job_id: int, decision: Decision | None) -> bool:
             stands = next(other for other in queries.list_takes(connection, job_id) if other.id == job_id)
             if stands.decision != decision:
                 raise DecisionError(f"job {job_id} is {stands.state}; only a succeeded job has a picture to decide on")
+        else:
+            note(connection, str(job_id))
     return bool(changed)
 
 
-def decide_all(engine: Engine, batch_id: str, ids: Sequence[int], decision: Decision | None) -> int:
+def decide_all(
+    engine: Engine, batch_id: str, ids: Sequence[int], decision: Decision | None, *, note: Note = unnoted
+) -> int:
     """Decide many jobs of a batch at once; those without a picture are left. Gives how many changed.
 
     Approving several takes of a row approves the latest.
@@ -57,11 +64,14 @@ def decide_all(engine: Engine, batch_id: str, ids: Sequence[int], decision: Deci
     # By row number, so that of takes that fall into two chunks the later one, which wins, comes last.
     for start in range(0, len(ids), CHUNK_JOBS):
         with engine.begin() as connection:
-            changed += queries.decide(connection, batch_id, sorted(ids)[start : start + CHUNK_JOBS], decision)
+            count = queries.decide(connection, batch_id, sorted(ids)[start : start + CHUNK_JOBS], decision)
+            if count:
+                note(connection, batch_id, jobs=count)
+        changed += count
     return changed
 
 
-def regenerate(engine: Engine, job_id: int, seed: int | None = None) -> NewTake:
+def regenerate(engine: Engine, job_id: int, seed: int | None = None, *, note: Note = unnoted) -> NewTake:
     """Ask for another take of a job's row, with this seed, or one above those it has; its batch runs again.
 
     Raises DecisionError for a bad row, while a take of the row is still being made, and where the batch is being read
@@ -84,19 +94,30 @@ def regenerate(engine: Engine, job_id: int, seed: int | None = None) -> NewTake:
             )
         chosen = (max(take.seed for take in takes) + 1) % (SEED_MAX + 1) if seed is None else seed
         number = takes[-1].take + 1
-        return NewTake(queries.add_take(connection, job_id, take=number, seed=chosen), number, chosen)
+        asked = NewTake(queries.add_take(connection, job_id, take=number, seed=chosen), number, chosen)
+        note(connection, str(job_id), take=number, seed=chosen, made=asked.id)
+        return asked
 
 
-def regenerate_all(engine: Engine, chosen: Iterable[Sequence[int]], *, most: int) -> tuple[int, int]:
-    """Ask for another take of each of these jobs' rows, of so many at most; gives how many were asked for, and not."""
+def regenerate_all(
+    engine: Engine, batch_id: str, chosen: Iterable[Sequence[int]], *, most: int, note: Note = unnoted
+) -> tuple[int, int]:
+    """Ask for another take of each of these jobs' rows, of so many at most; gives how many were asked for, and not.
+
+    All of them are a batch's, and noted as one change of it.
+    """
     made = refused = 0
+
+    def note_one(connection: Connection, target: str, *, jobs: int | None = None, **detail: Any) -> None:
+        note(connection, batch_id, jobs=1)
+
     for ids in chosen:
         for job_id in ids:
             if made >= most:
                 refused += 1
                 continue
             try:
-                regenerate(engine, job_id)
+                regenerate(engine, job_id, note=note_one)
             except DecisionError:
                 refused += 1
             else:

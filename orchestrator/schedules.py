@@ -1,6 +1,7 @@
 """Schedules: which catalogue becomes a batch, when, and what is done when runs meet or were missed.
 
-Owns what may be asked of schedules and how they read outside. Refuses to run them: that is the scheduler's.
+Owns what may be asked of schedules and how they read outside; a change is noted in its own transaction. Refuses to run
+them: that is the scheduler's.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
+from orchestrator.access.audit import Note, unnoted
 from orchestrator.batches import new_batch_id
 from orchestrator.catalogs import CatalogueError
 from orchestrator.fire_times import check, next_fire
@@ -54,7 +56,7 @@ class Plan:
     missed: Missed = Missed.ONCE
 
 
-def add(engine: Engine, plan: Plan, settings: Settings) -> Schedule:
+def add(engine: Engine, plan: Plan, settings: Settings, *, note: Note = unnoted) -> Schedule:
     """Store a schedule; its next fire time is the first one from now on, by the database's clock.
 
     Raises NameTaken, ScheduleError, FireTimeError, CatalogueError.
@@ -72,11 +74,20 @@ def add(engine: Engine, plan: Plan, settings: Settings) -> Schedule:
         values["next_fire_at"] = next_fire(plan.cron, plan.time_zone, now_s)
         if not queries.add_schedule(connection, _as_columns(values)):
             raise NameTaken(f"there is a schedule {plan.name!r} already; remove it first, or choose another name")
+        note(connection, plan.name)
         return _find(connection, plan.name)
 
 
-def change(engine: Engine, name: str, values: Mapping[str, Any], settings: Settings) -> Schedule:
-    """Change fields of a plan, all but the name. A new cron expression or time zone counts from now on.
+def change(
+    engine: Engine,
+    name: str,
+    values: Mapping[str, Any],
+    settings: Settings,
+    *,
+    paused: bool | None = None,
+    note: Note = unnoted,
+) -> Schedule:
+    """Change fields of a plan, all but the name, and pause or resume it. Whatever of it is new counts from now on.
 
     Raises NoSchedule, ScheduleError, FireTimeError, CatalogueError.
     """
@@ -91,41 +102,46 @@ def change(engine: Engine, name: str, values: Mapping[str, Any], settings: Setti
     with engine.begin() as connection:
         stands = _lock(connection, name)
         cron, zone = values.get("cron", stands.cron), values.get("time_zone", stands.time_zone)
-        if (cron, zone) != (stands.cron, stands.time_zone):
+        rests = stands.paused if paused is None else paused
+        if (cron, zone, rests) != (stands.cron, stands.time_zone, stands.paused):
             now_s = queries.read_clock(connection)
             check(cron, zone, now_s)
-            values["next_fire_at"] = None if stands.paused else next_fire(cron, zone, now_s)
+            values |= {"paused": int(rests), "next_fire_at": None if rests else next_fire(cron, zone, now_s)}
         if values:
             queries.change_schedule(connection, name, _as_columns(values))
+        note(connection, name)
         return _find(connection, name)
 
 
-def pause(engine: Engine, name: str) -> Schedule:
+def pause(engine: Engine, name: str, *, note: Note = unnoted) -> Schedule:
     """Fire no more until it is resumed; a run that has begun goes on. Raises NoSchedule."""
     with engine.begin() as connection:
         _lock(connection, name)
         queries.change_schedule(connection, name, {"paused": 1, "next_fire_at": None})
+        note(connection, name)
         return _find(connection, name)
 
 
-def resume(engine: Engine, name: str) -> Schedule:
+def resume(engine: Engine, name: str, *, note: Note = unnoted) -> Schedule:
     """Fire again from now on; what was due meanwhile was not missed, and stays undone. Raises NoSchedule."""
     with engine.begin() as connection:
         stands = _lock(connection, name)
         if stands.paused:
             next_at = next_fire(stands.cron, stands.time_zone, queries.read_clock(connection))
             queries.change_schedule(connection, name, {"paused": 0, "next_fire_at": next_at})
+        note(connection, name)
         return _find(connection, name)
 
 
-def remove(engine: Engine, name: str) -> None:
+def remove(engine: Engine, name: str, *, note: Note = unnoted) -> None:
     """Forget a schedule and its runs; their batches stay, and go on. Raises NoSchedule."""
     with engine.begin() as connection:
         if not queries.remove_schedule(connection, name):
             raise _unknown(name)
+        note(connection, name)
 
 
-def fire(engine: Engine, name: str) -> Run:
+def fire(engine: Engine, name: str, *, note: Note = unnoted) -> Run:
     """Ask for a run now, also of a paused schedule; its overlap policy holds. A scheduler begins it in a moment.
 
     Raises NoSchedule.
@@ -138,6 +154,7 @@ def fire(engine: Engine, name: str) -> Run:
             run_id = queries.add_run(connection, name, at_s, new_batch_id(), by_request=True)
         run = queries.read_run(connection, run_id)
         assert run is not None
+        note(connection, name, run=run_id)
         return run
 
 

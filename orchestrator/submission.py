@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from kontext_model.lora_file import LoraError, LoraPin
+from orchestrator.access.audit import Note, unnoted
 from orchestrator.batches import BatchError, Request, create_batch, ingest, new_batch_id, request_of
 from orchestrator.catalogs import Catalogue, CatalogueError
 from orchestrator.checkpoints import pin_checkpoint
@@ -116,8 +117,10 @@ def submit(
     request: Request,
     metadata: Mapping[str, str],
     key: tuple[str, str, str] | None = None,
-) -> tuple[Batch, bool]:
-    """Store a batch with all its rows; gives it, and whether it was made now.
+    *,
+    note: Note = unnoted,
+) -> Batch:
+    """Store a batch with all its rows; it is noted as it is made, and once more with its rows.
 
     `key` is (caller, idempotency key, digest of the request): the same three give the same batch, which goes on being
     stored where an earlier call was cut off. Raises KeyReused, BatchError, CatalogueError.
@@ -132,12 +135,13 @@ def submit(
         batch_id = kept.batch_id
     with reading(engine).connect() as connection:
         batch = queries.read_batch(connection, batch_id)
-    made = batch is None
     if batch is None:
-        batch = create_batch(engine, catalogue, request, batch_id, metadata)
+        batch = create_batch(engine, catalogue, request, batch_id, metadata, note=note)
+    else:
+        note = unnoted  # by the call that made it
     if batch.status == BatchStatus.INGESTING:
-        batch = ingest(engine, batch, catalogue, request)
-    return batch, made
+        batch = ingest(engine, batch, catalogue, request, note=note)
+    return batch
 
 
 def estimate(engine: Engine, settings: Settings, revision: str, jobs: int) -> Estimate:

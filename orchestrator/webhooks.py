@@ -1,7 +1,7 @@
 """Webhooks: addresses that hear of batches, jobs and schedules, in the form of Standard Webhooks.
 
 Owns who may be told of what, secrets and signatures, and how deliveries read outside. Refuses to send: that is the
-deliverer's. A secret is given once, as it is made.
+deliverer's. A secret is given once, as it is made. A change is noted in its own transaction.
 """
 
 import base64
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 
+from orchestrator.access.audit import Note, unnoted
 from orchestrator.redaction import redact_cell
 from orchestrator.settings import Settings
 from orchestrator.state import queries
@@ -41,12 +42,13 @@ class NewSecret:
     secret: str
 
 
-def add(engine: Engine, url: str, events: Sequence[str], settings: Settings) -> NewSecret:
+def add(engine: Engine, url: str, events: Sequence[str], settings: Settings, *, note: Note = unnoted) -> NewSecret:
     """Store a webhook. Raises WebhookError for a URL that would never be asked, or events there are not."""
     check_url(url, settings)
-    webhook_id, secret = f"wh_{secrets.token_hex(6)}", new_secret()
+    webhook_id, secret, wanted = f"wh_{secrets.token_hex(6)}", new_secret(), read_events(events)
     with engine.begin() as connection:
-        queries.add_webhook(connection, webhook_id, url, read_events(events), secret)
+        queries.add_webhook(connection, webhook_id, url, wanted, secret)
+        note(connection, webhook_id, url=redact_cell(url), events=wanted)
         return NewSecret(_find(connection, webhook_id), secret)
 
 
@@ -72,33 +74,39 @@ def read_events(names: Sequence[str]) -> list[str]:
     return [event.value for event in Event if event in names]
 
 
-def rotate(engine: Engine, webhook_id: str) -> NewSecret:
+def rotate(engine: Engine, webhook_id: str, *, note: Note = unnoted) -> NewSecret:
     """Give a webhook a new secret; for a day messages are signed with both. Raises NoWebhook."""
     secret = new_secret()
     with engine.begin() as connection:
         queries.rotate_secret(connection, webhook_id, secret)
+        note(connection, webhook_id)
         return NewSecret(_find(connection, webhook_id), secret)
 
 
-def remove(engine: Engine, webhook_id: str) -> None:
+def remove(engine: Engine, webhook_id: str, *, note: Note = unnoted) -> None:
     """Forget a webhook and its deliveries. Raises NoWebhook."""
     with engine.begin() as connection:
         _find(connection, webhook_id)
         queries.remove_webhook(connection, webhook_id)
+        note(connection, webhook_id)
 
 
-def test(engine: Engine, webhook_id: str) -> Delivery:
+def test(engine: Engine, webhook_id: str, *, note: Note = unnoted) -> Delivery:
     """Send a message of type `webhook.test`, as any other is sent. Raises NoWebhook."""
     with engine.begin() as connection:
         _find(connection, webhook_id)
-        return _find_delivery(connection, queries.tell_test(connection, webhook_id))
+        delivery = _find_delivery(connection, queries.tell_test(connection, webhook_id))
+        note(connection, webhook_id, delivery=delivery.id)
+        return delivery
 
 
-def replay(engine: Engine, delivery_id: int) -> Delivery:
+def replay(engine: Engine, delivery_id: int, *, note: Note = unnoted) -> Delivery:
     """Send a message once more, under its old id. Raises NoWebhook."""
     with engine.begin() as connection:
         queries.replay_delivery(connection, delivery_id)
-        return _find_delivery(connection, delivery_id)
+        delivery = _find_delivery(connection, delivery_id)
+        note(connection, delivery.webhook_id, delivery=delivery_id)
+        return delivery
 
 
 def find(engine: Engine, webhook_id: str) -> Webhook:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
+from orchestrator.access.audit import Note, unnoted
 from orchestrator.access.scopes import Scope
 from orchestrator.state import queries
 from orchestrator.state.database import reading, storable
@@ -28,7 +29,7 @@ class NewKey:
     secret: str
 
 
-def create_key(engine: Engine, name: str, scope: Scope) -> NewKey:
+def create_key(engine: Engine, name: str, scope: Scope, *, note: Note = unnoted) -> NewKey:
     """Make a key and store its digest. Raises ValueError for a name that says nothing or cannot be stored."""
     name = name.strip()
     if not name or len(name) > NAME_MAX_CHARACTERS or storable(name) != name or not name.isprintable():
@@ -37,6 +38,7 @@ def create_key(engine: Engine, name: str, scope: Scope) -> NewKey:
     secret = f"kx_{key_id}_{secrets.token_urlsafe(32)}"
     with engine.begin() as connection:
         queries.add_key(connection, key_id, name=name, scope=scope, sha256=digest(secret))
+        note(connection, key_id, name=name, scope=scope)
         key = queries.read_key(connection, key_id)
     assert key is not None
     return NewKey(key, secret)

@@ -11,10 +11,9 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
 from orchestrator import control
-from orchestrator.api.access import Admin, Caller, Reader, Submitter, open_router
-from orchestrator.api.audit import note
-from orchestrator.api.cursors import read_cursor, write_cursor
-from orchestrator.api.live import Watcher
+from orchestrator.api import audit
+from orchestrator.api.access import Admin, Reader, Submitter, open_router
+from orchestrator.api.cursors import After, read_cursor, write_cursor
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open, Resources
 from orchestrator.api.shapes import BatchShape, Page, batch_etag, batch_shape
@@ -63,7 +62,7 @@ def list_batches(
     opened: Open,
     status: Annotated[list[BatchStatus] | None, Query()] = None,
     limit: Limit = 20,
-    after: Annotated[str | None, Query(max_length=200)] = None,
+    after: After = None,
 ) -> Page[BatchShape]:
     """The newest batches, in pages."""
     key = read_cursor(after, float, str)
@@ -106,14 +105,14 @@ async def get_batch(
 @router.patch("/{batch_id}", response_model=Changed)
 def patch_batch(caller: Submitter, opened: Open, batch_id: BatchId, patch: Patch) -> Changed:
     """Change a batch's priority, also of its jobs that are queued already."""
-    change = control.set_priority(opened.engine, batch_id, patch.priority)
-    return _tell(opened, caller, "batch.priority", change, priority=patch.priority)
+    noted = audit.line(caller, "batch.priority")
+    return _tell(opened, control.set_priority(opened.engine, batch_id, patch.priority, note=noted))
 
 
 def _route(name: str, ask: Callable[..., Change], summary: str) -> None:
     @router.post(f"/{{batch_id}}/{name}", response_model=Changed, summary=summary, name=f"{name}_batch")
     def answer(caller: Submitter, opened: Open, batch_id: BatchId) -> Changed:
-        return _tell(opened, caller, f"batch.{name}", ask(opened.engine, batch_id))
+        return _tell(opened, ask(opened.engine, batch_id, note=audit.line(caller, f"batch.{name}")))
 
 
 _route("pause", control.pause, "Claim nothing more of a batch; what is running ends its stage")
@@ -128,15 +127,14 @@ def retry_batch(caller: Submitter, opened: Open, batch_id: BatchId, asked: Retry
     wrong = set(asked.states) - {JobState.FAILED, JobState.CANCELLED}
     if wrong:
         raise Problem(422, "bad_state", f"states: only failed and cancelled jobs can be tried again, not {min(wrong)}")
-    change = control.retry(opened.engine, batch_id, asked.states, asked.codes, asked.lines)
-    return _tell(opened, caller, "batch.retry", change, **asked.model_dump(mode="json"))
+    noted = audit.line(caller, "batch.retry", **asked.model_dump(mode="json"))
+    return _tell(opened, control.retry(opened.engine, batch_id, asked.states, asked.codes, asked.lines, note=noted))
 
 
 @router.delete("/{batch_id}", status_code=204, response_class=Response)
 def delete_batch(caller: Admin, opened: Open, batch_id: BatchId) -> Response:
     """Forget an ended batch: its rows go, its pictures and manifest stay, since other batches may have reused them."""
-    jobs = control.delete(opened.engine, batch_id)
-    note(opened, caller, "batch.delete", batch_id, jobs=jobs)
+    control.delete(opened.engine, batch_id, note=audit.line(caller, "batch.delete"))
     return Response(status_code=204)
 
 
@@ -163,9 +161,7 @@ def _look(opened: Resources, batch_id: str, seconds: bool) -> tuple[str, BatchSh
     return batch_etag(batch, counts), batch_shape(batch, counts, failures, rate, took)
 
 
-def _tell(opened: Resources, caller: Caller, action: str, change: Change, **detail: Any) -> Changed:
-    if change.changed or change.jobs:
-        note(opened, caller, action, change.batch.id, **detail, jobs=change.jobs)
+def _tell(opened: Resources, change: Change) -> Changed:
     counts = opened.service(Tallies).counts(change.batch)
     return Changed(
         batch=batch_shape(change.batch, counts), changed=change.changed, jobs=change.jobs, bad_rows=change.bad_rows

@@ -3,9 +3,14 @@
 import base64
 import binascii
 import json
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Query
 
 from orchestrator.api.problems import Problem
+
+After = Annotated[str | None, Query(max_length=200, description="`next` of the page before", examples=["WzE3LCAxXQ"])]
+"""The parameter of a list that comes in pages."""
 
 
 def write_cursor(*key: Any) -> str:

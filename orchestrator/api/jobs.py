@@ -12,10 +12,10 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from orchestrator import decisions, manifest
+from orchestrator.api import audit
 from orchestrator.api.access import Reader, Submitter, open_router
-from orchestrator.api.audit import note
 from orchestrator.api.batches import BatchId, Limit, find_batch
-from orchestrator.api.cursors import read_cursor, write_cursor
+from orchestrator.api.cursors import After, read_cursor, write_cursor
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open, Resources
 from orchestrator.api.shapes import JobDetail, JobShape, Page, job_detail, job_shape
@@ -81,7 +81,7 @@ def list_jobs(
     decision: Annotated[Literal["approved", "rejected", "none"] | None, Query()] = None,
     order: Annotated[Literal["line"] | None, Query(description="the catalogue's order, whatever is asked for")] = None,
     limit: Limit = 100,
-    after: Annotated[str | None, Query(max_length=200)] = None,
+    after: After = None,
 ) -> Page[JobShape]:
     """A batch's jobs in pages: in the catalogue's order, or in the order of work where states alone are asked for."""
     batch = find_batch(opened, batch_id)
@@ -126,9 +126,8 @@ def get_result(
 def decide(caller: Submitter, opened: Open, job_id: JobId, asked: Deciding) -> Decided:
     """Approve or reject a picture, or take that back. Of a row's takes one at most is approved."""
     _find(opened, job_id)
-    changed = decisions.decide(opened.engine, job_id, asked.decision)
-    if changed:
-        note(opened, caller, "job.decide", str(job_id), decision=asked.decision)
+    noted = audit.line(caller, "job.decide", decision=asked.decision)
+    changed = decisions.decide(opened.engine, job_id, asked.decision, note=noted)
     return Decided(changed=int(changed))
 
 
@@ -136,9 +135,8 @@ def decide(caller: Submitter, opened: Open, job_id: JobId, asked: Deciding) -> D
 def decide_many(caller: Submitter, opened: Open, batch_id: BatchId, asked: DecidingMany) -> Decided:
     """Approve or reject many pictures of a batch at once."""
     find_batch(opened, batch_id)
-    changed = decisions.decide_all(opened.engine, batch_id, asked.ids, asked.decision)
-    if changed:
-        note(opened, caller, "batch.decide", batch_id, decision=asked.decision, jobs=changed)
+    noted = audit.line(caller, "batch.decide", decision=asked.decision)
+    changed = decisions.decide_all(opened.engine, batch_id, asked.ids, asked.decision, note=noted)
     return Decided(changed=changed)
 
 
@@ -146,8 +144,8 @@ def decide_many(caller: Submitter, opened: Open, batch_id: BatchId, asked: Decid
 def regenerate(caller: Submitter, opened: Open, job_id: JobId, asked: Regenerating | None = None) -> NewTakeShape:
     """Ask for another take beside this one, with its own seed; the batch runs again if it had ended."""
     _find(opened, job_id)
-    made = decisions.regenerate(opened.engine, job_id, asked.seed if asked else None)
-    note(opened, caller, "job.regenerate", str(job_id), take=made.take, seed=made.seed)
+    noted = audit.line(caller, "job.regenerate")
+    made = decisions.regenerate(opened.engine, job_id, asked.seed if asked else None, note=noted)
     return NewTakeShape(**vars(made))
 
 

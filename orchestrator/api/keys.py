@@ -7,10 +7,10 @@ from pydantic import BaseModel, Field
 
 from orchestrator.access.keys import NAME_MAX_CHARACTERS, create_key
 from orchestrator.access.scopes import Scope
+from orchestrator.api import audit
 from orchestrator.api.access import Admin, Reader, open_router
-from orchestrator.api.audit import note
 from orchestrator.api.batches import Limit
-from orchestrator.api.cursors import read_cursor, write_cursor
+from orchestrator.api.cursors import After, read_cursor, write_cursor
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open
 from orchestrator.api.shapes import Page, whole
@@ -87,10 +87,9 @@ def list_keys(_: Admin, opened: Open) -> Page[KeyShape]:
 def add_key(caller: Admin, opened: Open, asked: NewKeyRequest) -> NewKeyShape:
     """Make a key; its secret is shown this once."""
     try:
-        made = create_key(opened.engine, asked.name, asked.scope)
+        made = create_key(opened.engine, asked.name, asked.scope, note=audit.line(caller, "key.create"))
     except ValueError as error:
         raise Problem(422, "bad_name", str(error)) from None
-    note(opened, caller, "key.create", made.key.id, name=made.key.name, scope=asked.scope)
     return NewKeyShape(**_values(made.key), secret=made.secret)
 
 
@@ -99,11 +98,10 @@ def revoke_key(caller: Admin, opened: Open, key_id: Annotated[str, Path(max_leng
     """End a key and the sessions that it opened; once more is as good."""
     with opened.engine.begin() as connection:
         found = queries.read_key(connection, key_id) if "\0" not in key_id else None
-        revoked = found is not None and queries.revoke_key(connection, key_id)
+        if found is not None and queries.revoke_key(connection, key_id):
+            audit.line(caller, "key.revoke")(connection, key_id)
     if found is None:
         raise Problem(404, "not_found", f"there is no key {key_id!r}")
-    if revoked:
-        note(opened, caller, "key.revoke", key_id)
     return Response(status_code=204)
 
 
@@ -113,7 +111,7 @@ def list_audit(
     opened: Open,
     target: Annotated[list[str] | None, Query(max_length=50, description="only changes of these")] = None,
     limit: Limit = 100,
-    after: Annotated[str | None, Query(max_length=200)] = None,
+    after: After = None,
 ) -> Page[AuditShape]:
     """The newest changes, in pages."""
     key = read_cursor(after, int)

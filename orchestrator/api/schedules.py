@@ -10,10 +10,10 @@ from fastapi import Path, Query, Response
 from pydantic import BaseModel, Field
 
 from orchestrator import schedules, submission
+from orchestrator.api import audit
 from orchestrator.api.access import Admin, Reader, Submitter, open_router
-from orchestrator.api.audit import note
 from orchestrator.api.batches import Limit
-from orchestrator.api.cursors import read_cursor, write_cursor
+from orchestrator.api.cursors import After, read_cursor, write_cursor
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open, Resources
 from orchestrator.api.shapes import Page, whole
@@ -143,8 +143,9 @@ def list_schedules(_: Reader, opened: Open) -> Page[ScheduleShape]:
 def add_schedule(caller: Admin, opened: Open, asked: NewSchedule, response: Response) -> ScheduleDetail:
     """Make a schedule; it fires first at the next time from now."""
     given = asked.model_dump(exclude={"options"})
-    made = schedules.add(opened.engine, Plan(asked=_read_options(opened, asked.options), **given), opened.settings)
-    note(opened, caller, "schedule.create", made.name, **asked.model_dump(mode="json", exclude={"name"}))
+    plan = Plan(asked=_read_options(opened, asked.options), **given)
+    noted = audit.line(caller, "schedule.create", **asked.model_dump(mode="json", exclude={"name"}))
+    made = schedules.add(opened.engine, plan, opened.settings, note=noted)
     response.headers["location"] = f"/v1/schedules/{made.name}"
     return _detail(opened, made)
 
@@ -163,27 +164,21 @@ def change_schedule(caller: Admin, opened: Open, name: Name, change: ScheduleCha
     paused, options = values.pop("paused", None), values.pop("options", None)
     if options is not None:
         values["asked"] = _read_options(opened, options)
-    changed = schedules.change(opened.engine, name, values, opened.settings)
-    if paused is not None:
-        changed = (schedules.pause if paused else schedules.resume)(opened.engine, name)
-    note(opened, caller, "schedule.change", name, **change.model_dump(mode="json", exclude_unset=True))
-    return _detail(opened, changed)
+    noted = audit.line(caller, "schedule.change", **change.model_dump(mode="json", exclude_unset=True))
+    return _detail(opened, schedules.change(opened.engine, name, values, opened.settings, paused=paused, note=noted))
 
 
 @router.delete("/{name}", status_code=204, response_class=Response)
 def remove_schedule(caller: Admin, opened: Open, name: Name) -> Response:
     """Forget a schedule and its runs; their batches stay."""
-    schedules.remove(opened.engine, name)
-    note(opened, caller, "schedule.remove", name)
+    schedules.remove(opened.engine, name, note=audit.line(caller, "schedule.remove"))
     return Response(status_code=204)
 
 
 @router.post("/{name}/fire", response_model=RunShape, status_code=202)
 def fire_schedule(caller: Submitter, opened: Open, name: Name) -> RunShape:
     """Run a schedule now, also a paused one; its overlap policy holds. A dispatcher begins it in a moment."""
-    run = schedules.fire(opened.engine, name)
-    note(opened, caller, "schedule.fire", name, run=run.id)
-    return run_shape(run)
+    return run_shape(schedules.fire(opened.engine, name, note=audit.line(caller, "schedule.fire")))
 
 
 @router.get("/{name}/runs", response_model=Page[RunShape])
@@ -192,7 +187,7 @@ def list_runs(
     opened: Open,
     name: Name,
     limit: Limit = 20,
-    after: Annotated[str | None, Query(max_length=200)] = None,
+    after: After = None,
 ) -> Page[RunShape]:
     """The runs of a schedule, the latest first, in pages."""
     key = read_cursor(after, float, int)

@@ -18,8 +18,8 @@ from starlette.datastructures import UploadFile
 
 from orchestrator import submission
 from orchestrator.access.scopes import Scope
+from orchestrator.api import audit
 from orchestrator.api.access import CSRF_FIELD, Caller, Submitter, open_router
-from orchestrator.api.audit import note
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open, Resources
 from orchestrator.api.shapes import BatchShape, batch_etag, batch_shape
@@ -263,12 +263,11 @@ def _answer(
             bytes_sent=sending.size,
         )
     named = None if key is None else (caller.id, key, sending.sha256)
+    noted = audit.line(caller, "batch.create", catalogue=catalogue.uri, options=asked)
     try:
-        batch, made = submission.submit(opened.engine, catalogue, request, metadata, named)
+        batch = submission.submit(opened.engine, catalogue, request, metadata, named, note=noted)
     except submission.KeyReused as error:
         raise Problem(422, "idempotency_key_reused", str(error)) from error
-    if made:
-        note(opened, caller, "batch.create", batch.id, catalogue=catalogue.uri, rows=batch.total, options=asked)
     counts = opened.service(Tallies).counts(batch)
     return batch_shape(batch, counts), batch_etag(batch, counts)
 

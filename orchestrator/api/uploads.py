@@ -88,6 +88,7 @@ async def upload(
         if digest.hexdigest() != name[:64]:
             raise Problem(422, "wrong_digest", "the bytes have another SHA-256 than the name says")
         file.flush()
-        if await run_in_threadpool(store.put, name, FilePath(file.name)):
+        if await run_in_threadpool(store.head, name) is None:
             await run_in_threadpool(note, opened, caller, "input.store", name, size_bytes=size)
+            await run_in_threadpool(store.put, name, FilePath(file.name))
     return Response(status_code=204)

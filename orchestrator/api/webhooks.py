@@ -9,10 +9,10 @@ from fastapi import Path, Query, Response
 from pydantic import BaseModel, Field
 
 from orchestrator import webhooks
+from orchestrator.api import audit
 from orchestrator.api.access import Admin, open_router
-from orchestrator.api.audit import note
 from orchestrator.api.batches import Limit
-from orchestrator.api.cursors import read_cursor, write_cursor
+from orchestrator.api.cursors import After, read_cursor, write_cursor
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open, Resources
 from orchestrator.api.shapes import Page, whole
@@ -101,9 +101,8 @@ def list_webhooks(_: Admin, opened: Open) -> Page[WebhookShape]:
 @router.post("", response_model=WebhookSecret, status_code=201)
 def add_webhook(caller: Admin, opened: Open, asked: NewWebhook, response: Response) -> WebhookSecret:
     """Tell an address of events; the secret that messages are signed with is shown this once."""
-    made = webhooks.add(opened.engine, asked.url, asked.events, opened.settings)
-    url = redact_cell(made.webhook.url)
-    note(opened, caller, "webhook.create", made.webhook.id, url=url, events=list(made.webhook.events))
+    noted = audit.line(caller, "webhook.create")
+    made = webhooks.add(opened.engine, asked.url, asked.events, opened.settings, note=noted)
     response.headers["location"] = f"/v1/webhooks/{made.webhook.id}"
     return WebhookSecret(**_values(made.webhook), secret=made.secret)
 
@@ -117,24 +116,21 @@ def get_webhook(_: Admin, opened: Open, webhook_id: WebhookId) -> WebhookShape:
 @router.delete("/{webhook_id}", status_code=204, response_class=Response)
 def remove_webhook(caller: Admin, opened: Open, webhook_id: WebhookId) -> Response:
     """Forget a webhook and its deliveries."""
-    webhooks.remove(opened.engine, webhook_id)
-    note(opened, caller, "webhook.remove", webhook_id)
+    webhooks.remove(opened.engine, webhook_id, note=audit.line(caller, "webhook.remove"))
     return Response(status_code=204)
 
 
 @router.post("/{webhook_id}/rotate-secret", response_model=WebhookSecret)
 def rotate_secret(caller: Admin, opened: Open, webhook_id: WebhookId) -> WebhookSecret:
     """Make a new secret, shown this once; the old one signs beside it for a day."""
-    made = webhooks.rotate(opened.engine, webhook_id)
-    note(opened, caller, "webhook.rotate", webhook_id)
+    made = webhooks.rotate(opened.engine, webhook_id, note=audit.line(caller, "webhook.rotate"))
     return WebhookSecret(**_values(made.webhook), secret=made.secret)
 
 
 @router.post("/{webhook_id}/test", response_model=DeliveryShape, status_code=202)
 def test_webhook(caller: Admin, opened: Open, webhook_id: WebhookId) -> DeliveryShape:
     """Send a message of type webhook.test; a dispatcher sends it in a moment."""
-    delivery = webhooks.test(opened.engine, webhook_id)
-    note(opened, caller, "webhook.test", webhook_id, delivery=delivery.id)
+    delivery = webhooks.test(opened.engine, webhook_id, note=audit.line(caller, "webhook.test"))
     return DeliveryShape(**_delivery_values(delivery))
 
 
@@ -145,7 +141,7 @@ def list_deliveries(
     webhook_id: WebhookId,
     state: Annotated[DeliveryState | None, Query()] = None,
     limit: Limit = 50,
-    after: Annotated[str | None, Query(max_length=200)] = None,
+    after: After = None,
 ) -> Page[DeliveryShape]:
     """What was sent to a webhook, the newest first, in pages."""
     webhooks.find(opened.engine, webhook_id)
@@ -158,7 +154,7 @@ def list_all_deliveries(
     opened: Open,
     state: Annotated[DeliveryState | None, Query()] = None,
     limit: Limit = 50,
-    after: Annotated[str | None, Query(max_length=200)] = None,
+    after: After = None,
 ) -> Page[DeliveryShape]:
     """What was sent to all webhooks, the newest first, in pages."""
     return _page_of_deliveries(opened, None, state, limit, after)
@@ -199,8 +195,7 @@ def get_delivery(_: Admin, opened: Open, webhook_id: WebhookId, delivery_id: Del
 def replay_delivery(caller: Admin, opened: Open, webhook_id: WebhookId, delivery_id: DeliveryId) -> DeliveryShape:
     """Send a message once more, under its old id; a dispatcher sends it in a moment."""
     _check_delivery(opened, webhook_id, delivery_id)
-    delivery = webhooks.replay(opened.engine, delivery_id)
-    note(opened, caller, "webhook.replay", webhook_id, delivery=delivery_id)
+    delivery = webhooks.replay(opened.engine, delivery_id, note=audit.line(caller, "webhook.replay"))
     return DeliveryShape(**_delivery_values(delivery))
 
 

@@ -15,6 +15,7 @@ import typer
 from sqlalchemy import Engine
 
 from orchestrator import control, manifest, schedules, webhooks
+from orchestrator.access.audit import AuditLine
 from orchestrator.access.keys import create_key
 from orchestrator.access.scopes import Scope
 from orchestrator.batches import BatchError, read_batch
@@ -143,12 +144,9 @@ class Local:
     def add_key(self, name: str, scope: Scope) -> shapes.NewKey:
         """Make a key. Raises CallError for a bad name."""
         try:
-            made = create_key(self._engine, name, scope)
+            made = create_key(self._engine, name, scope, note=AuditLine(CALLER, "key.create"))
         except ValueError as error:
             raise CallError(str(error)) from None
-        with self._engine.begin() as connection:
-            detail = {"name": made.key.name, "scope": made.key.scope}
-            queries.record_audit(connection, caller=CALLER, action="key.create", target=made.key.id, detail=detail)
         return shapes.NewKey(**key_values(made.key), secret=made.secret)
 
     def revoke_key(self, key_id: str) -> bool:
@@ -156,7 +154,7 @@ class Local:
         with self._engine.begin() as connection:
             revoked = queries.revoke_key(connection, key_id)
             if revoked:
-                queries.record_audit(connection, caller=CALLER, action="key.revoke", target=key_id, detail={})
+                AuditLine(CALLER, "key.revoke")(connection, key_id)
             found = queries.read_key(connection, key_id)
         if found is None:
             raise CallError(f"there is no key {key_id!r}; see: kontext key list")

@@ -72,10 +72,9 @@ def make_key(
 ) -> Response:
     """Make a key, and show its secret this once: the answer is no redirect, so that the secret is in no URL."""
     try:
-        made = create_key(kept.opened.engine, name, scope)
+        made = create_key(kept.opened.engine, name, scope, note=audit.line(caller, "key.create"))
     except ValueError as error:
         raise Problem(422, "bad_name", str(error)) from error
-    audit.note(kept.opened, caller, "key.create", made.key.id, name=made.key.name, scope=scope)
     return render(request, caller, "keys.html", _look(kept, made.key.name, made.secret))
 
 
@@ -83,10 +82,9 @@ def make_key(
 def revoke_key(caller: Admin, kept: Services, key_id: Annotated[str, Path(max_length=40)]) -> Response:
     """End a key, and the sessions that it opened."""
     with kept.opened.engine.begin() as connection:
-        revoked = queries.revoke_key(connection, key_id)
-    if not revoked:
-        raise Problem(409, "conflict", "there is no such key, or it is revoked already")
-    audit.note(kept.opened, caller, "key.revoke", key_id)
+        if not queries.revoke_key(connection, key_id):
+            raise Problem(409, "conflict", "there is no such key, or it is revoked already")
+        audit.line(caller, "key.revoke")(connection, key_id)
     return redirect("/keys", "Revoked: who uses this key is refused from now on")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Form, Response
 
 from orchestrator import control, decisions
+from orchestrator.access.audit import Note
 from orchestrator.api import audit
 from orchestrator.api.access import Caller, Submitter
 from orchestrator.api.problems import Problem
@@ -50,9 +51,7 @@ def cancel(caller: Submitter, kept: Services, batch_id: str) -> Response:
 
 
 def _steer(kept: Kept, caller: Caller, batch_id: str, action: str, ask: Callable[..., Change], said: str) -> Response:
-    change = ask(kept.opened.engine, batch_id)
-    if change.changed:
-        audit.note(kept.opened, caller, action, batch_id)
+    ask(kept.opened.engine, batch_id, note=audit.line(caller, action))
     return redirect(f"/batches/{batch_id}", said)
 
 
@@ -61,8 +60,8 @@ def retry_group(
     caller: Submitter, kept: Services, batch_id: str, code: Annotated[str, Form(max_length=100)]
 ) -> Response:
     """Try the failed jobs of one code again."""
-    change = control.retry(kept.opened.engine, batch_id, codes=[code])
-    audit.note(kept.opened, caller, "batch.retry", batch_id, code=code, jobs=change.jobs)
+    noted = audit.line(caller, "batch.retry", code=code)
+    change = control.retry(kept.opened.engine, batch_id, codes=[code], note=noted)
     return redirect(f"/batches/{batch_id}", _retried(change.jobs, change.bad_rows))
 
 
@@ -83,22 +82,22 @@ def act_on_many(
     with reading(kept.opened.engine).connect() as connection:
         find_batch(connection, batch_id)
     chosen = _matching(kept, batch_id, filter_) if every else _of_batch(kept, batch_id, job or [])
-    said, bad = _act(kept, batch_id, do, chosen)
-    audit.note(kept.opened, caller, f"jobs.{do}", batch_id, chosen="all that match" if every else job, said=said)
+    noted = audit.line(caller, f"jobs.{do}", chosen="all that match" if every else job)
+    said, bad = _act(kept, batch_id, do, chosen, noted)
     return redirect(back, said, bad=bad)
 
 
-def _act(kept: Kept, batch_id: str, do: str, chosen: Iterator[list[int]]) -> tuple[str, bool]:
+def _act(kept: Kept, batch_id: str, do: str, chosen: Iterator[list[int]], note: Note) -> tuple[str, bool]:
     """Do it chunk by chunk; gives what to say, and whether nothing came of it."""
     engine = kept.opened.engine
     if do in DECISIONS:
-        decided = sum(decisions.decide_all(engine, batch_id, ids, DECISIONS[do]) for ids in chosen)
+        decided = sum(decisions.decide_all(engine, batch_id, ids, DECISIONS[do], note=note) for ids in chosen)
         return f"{plural(decided, 'picture')} {DECISIONS[do]}", not decided
     if do == "retry":
-        change = control.retry_jobs(engine, batch_id, chosen)
+        change = control.retry_jobs(engine, batch_id, chosen, note=note)
         return _retried(change.jobs, change.bad_rows), not change.jobs
     if do == "regenerate":
-        made, refused = decisions.regenerate_all(engine, chosen, most=MOST_TAKES)
+        made, refused = decisions.regenerate_all(engine, batch_id, chosen, most=MOST_TAKES, note=note)
         more = f"; {refused:,} could not be or were left, {MOST_TAKES:,} at a time" if refused else ""
         return f"{plural(made, 'new take')} asked for{more}", not made
     raise Problem(422, "bad_action", f"do {do!r}: expected retry, approve, reject or regenerate")

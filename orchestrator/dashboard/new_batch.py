@@ -22,7 +22,7 @@ from starlette.datastructures import UploadFile
 
 from orchestrator import drafts, submission
 from orchestrator.api import audit
-from orchestrator.api.access import Caller, Submitter
+from orchestrator.api.access import Submitter
 from orchestrator.api.problems import Problem
 from orchestrator.batches import DryRun, dry_run
 from orchestrator.catalogs import Catalogue, CatalogueError
@@ -154,9 +154,9 @@ def start(
         submission.check_prompted(catalogue, wanted.asked)
         digest = hashlib.sha256(f"{draft.id}?{request.url.query}".encode()).hexdigest()
         key = (caller.id, f"draft:{once}", digest) if once else None
-        batch, made = submission.submit(kept.opened.engine, catalogue, wanted, {}, key)
-    if made:
-        _note(kept, caller, batch.id, draft, chosen, batch.total)
+        told = {"catalogue": draft.name, "preset": chosen.preset, "prompt": chosen.prompt[:200]}
+        noted = audit.line(caller, "batch.create", **told)
+        batch = submission.submit(kept.opened.engine, catalogue, wanted, {}, key, note=noted)
     return redirect(f"/batches/{batch.id}")
 
 
@@ -186,11 +186,6 @@ class _Rows:
 
     def __exit__(self, *_: object) -> None:
         self._opened.close()
-
-
-def _note(kept: Kept, caller: Caller, batch_id: str, draft: Draft, chosen: Chosen, rows: int) -> None:
-    told = {"preset": chosen.preset, "prompt": chosen.prompt[:200], "rows": rows}
-    audit.note(kept.opened, caller, "batch.create", batch_id, catalogue=draft.name, **told)
 
 
 def _load(kept: Kept, draft_id: str) -> Draft:

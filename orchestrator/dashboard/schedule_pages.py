@@ -104,12 +104,12 @@ def add_schedule(
             name.strip(), cron.strip(), catalogue.strip(), time_zone.strip() or "UTC", asked, overlap=overlap,
             missed=missed, only_changed=not every,
         )  # fmt: skip
-        made = schedules.add(kept.opened.engine, plan, kept.opened.settings)
+        noted = audit.line(caller, "schedule.create", cron=plan.cron, catalogue=redact(plan.catalogue))
+        made = schedules.add(kept.opened.engine, plan, kept.opened.settings, note=noted)
     except (ScheduleError, FireTimeError, CatalogueError, OptionError) as error:
         given = {"name": name, "cron": cron, "catalogue": catalogue, "time_zone": time_zone, "preset": preset,
                  "overlap": overlap.value}  # fmt: skip
         return render(request, caller, "schedules.html", _look(kept, given, redact(str(error))), status_code=422)
-    audit.note(kept.opened, caller, "schedule.create", made.name, cron=made.cron, catalogue=redact(made.catalogue))
     return redirect("/schedules", f"{made.name} fires next at {moment(made.next_fire_at)}")
 
 
@@ -139,10 +139,9 @@ def remove(caller: Admin, kept: Services, name: Name) -> Response:
 
 def _ask(kept: Kept, caller: Caller, name: str, action: str, ask: Callable[..., Any], said: str) -> Response:
     try:
-        ask(kept.opened.engine, name)
+        ask(kept.opened.engine, name, note=audit.line(caller, f"schedule.{action}"))
     except NoSchedule as error:
         raise Problem(404, "not_found", str(error)) from error
-    audit.note(kept.opened, caller, f"schedule.{action}", name)
     return redirect("/schedules", said)
 
 

@@ -117,8 +117,7 @@ def reject(caller: Submitter, request: Request, kept: Services, job_id: JobId, b
 @router.post("/jobs/{job_id}/regenerate")
 def regenerate(caller: Submitter, request: Request, kept: Services, job_id: JobId, back: Back = "") -> Response:
     """Ask for the next take of a job's row."""
-    made = decisions.regenerate(kept.opened.engine, job_id)
-    audit.note(kept.opened, caller, "job.regenerate", str(job_id), take=made.take, seed=made.seed, made=made.id)
+    made = decisions.regenerate(kept.opened.engine, job_id, note=audit.line(caller, "job.regenerate"))
     if "hx-request" in request.headers:
         return _frame(caller, request, kept, job_id, made.id)
     return redirect(f"/jobs/{made.id}", f"Take {made.take} is being made, with seed {made.seed}")
@@ -128,10 +127,10 @@ def regenerate(caller: Submitter, request: Request, kept: Services, job_id: JobI
 def retry(caller: Submitter, kept: Services, job_id: JobId, back: Back = "") -> Response:
     """Try one failed or cancelled job again."""
     job = find_job(kept, job_id)
-    change = control.retry_jobs(kept.opened.engine, job["batch_id"], [[job_id]])
+    noted = audit.line(caller, "job.retry", job=job_id)
+    change = control.retry_jobs(kept.opened.engine, job["batch_id"], [[job_id]], note=noted)
     if not change.jobs:
         return redirect(back or f"/jobs/{job_id}", "This job cannot be tried again as it stands", bad=True)
-    audit.note(kept.opened, caller, "job.retry", str(job_id), batch=job["batch_id"])
     return redirect(back or f"/jobs/{job_id}", "It is tried again")
 
 
@@ -140,8 +139,7 @@ def _decide(
 ) -> Response:  # fmt: skip
     before = find_job(kept, job_id)["decision"]
     wanted = None if before == decision else decision
-    if decisions.decide(kept.opened.engine, job_id, wanted):
-        audit.note(kept.opened, caller, f"job.{wanted or 'undecided'}", str(job_id))
+    decisions.decide(kept.opened.engine, job_id, wanted, note=audit.line(caller, f"job.{wanted or 'undecided'}"))
     if "hx-request" in request.headers:
         return _frame(caller, request, kept, job_id)
     return redirect(safe_target(back or f"/jobs/{job_id}"), f"{wanted or 'undecided'}".capitalize())

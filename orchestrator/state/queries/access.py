@@ -141,10 +141,17 @@ def keep_secret(connection: Connection, name: str, value: str) -> str:
     return kept
 
 
-def record_audit(connection: Connection, *, caller: str, action: str, target: str, detail: Mapping[str, Any]) -> None:
-    """Note a change. `detail` must be JSON and hold no secrets."""
+def record_audit(connection: Connection, *, caller: str, action: str, target: str, detail: Mapping[str, Any]) -> int:
+    """Note a change; gives the line's id. `detail` must be JSON and hold no secrets."""
     values = {"caller": caller, "action": action, "target": target, "detail": json.dumps(detail, sort_keys=True)}
-    connection.execute(audit.insert().values(at=now(), **values))
+    line_id: int = connection.execute(audit.insert().values(at=now(), **values).returning(audit.c.id)).scalar_one()
+    return line_id
+
+
+def amend_audit(connection: Connection, line_id: int, detail: Mapping[str, Any]) -> bool:
+    """Tell a change that goes on: its detail as it is now. False when there is no such line."""
+    statement = update(audit).where(audit.c.id == line_id).values(detail=json.dumps(detail, sort_keys=True))
+    return connection.execute(statement).rowcount == 1
 
 
 def list_audit(

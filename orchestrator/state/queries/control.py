@@ -17,7 +17,7 @@ from orchestrator.state.queries.jobs import AGING_S, unfinished
 from orchestrator.state.queries.outbox import tell_of_batch, tell_of_failed_jobs
 from orchestrator.state.queries.runs import reopen_runs
 from orchestrator.state.tables import attempts, batches, in_state, jobs
-from orchestrator.state.transitions import BatchStatus, Event, JobState
+from orchestrator.state.transitions import BatchStatus, Event, JobState, Stage
 
 EXPIRED = "expired"
 ENDS: Mapping[BatchStatus, BatchStatus] = {
@@ -82,6 +82,23 @@ def cancel_jobs(connection: Connection, batch_id: str, limit: int) -> int:
         if cancelled >= limit:
             break
     return cancelled
+
+
+def cancelled_midway(connection: Connection, batch_id: str) -> Iterator[Sequence[int]]:
+    """Ids of a batch's cancelled jobs that an earlier stage may have left a handoff of, in pages."""
+    statement = select(jobs.c.id).where(
+        jobs.c.batch_id == batch_id,
+        jobs.c.state == JobState.CANCELLED,
+        jobs.c.stage.in_((Stage.SAMPLE, Stage.DECODE)),
+    )
+    yield from connection.execute(statement).scalars().partitions(PAGE_ROWS)
+
+
+def failed_unfinished(connection: Connection) -> list[str]:
+    """Ids of batches whose catalogue could not be read as a whole, and that have jobs of what was read before."""
+    left = select(jobs.c.id).where(jobs.c.batch_id == batches.c.id, in_state(JobState.PENDING)).exists()
+    statement = select(batches.c.id).where(batches.c.status == BatchStatus.FAILED, left)
+    return list(connection.execute(statement.order_by(batches.c.id)).scalars())
 
 
 def expire_jobs(connection: Connection, batch_id: str, limit: int) -> int:
