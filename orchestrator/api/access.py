@@ -30,6 +30,8 @@ from orchestrator.api.resources import Resources, resources_of
 
 PUBLIC = re.compile(r"/healthz|/readyz|/sign-in|/static/.*")
 """What answers without credentials."""
+# Calls a second without credentials, and at once, from one address: guesses are slow.
+STRANGER_RATE, STRANGER_BURST = 1.0, 30.0
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 CSRF_HEADER, CSRF_FIELD = "x-csrf-token", "csrf_token"
 _BEARER = re.compile(r"Bearer +(\S+)", re.IGNORECASE)
@@ -124,7 +126,7 @@ class Gate:
     def __init__(self, app: ASGIApp, resources: Resources) -> None:
         self._app, self._resources = app, resources
         rate = resources.settings.api_requests_per_s
-        self._buckets, self._strangers = Buckets(rate, 4 * rate), Buckets(1.0, 30.0)
+        self._buckets, self._strangers = Buckets(rate, 4 * rate), Buckets(STRANGER_RATE, STRANGER_BURST)
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -149,7 +151,7 @@ class Gate:
         """The caller; None on public paths. Raises Problem."""
         headers, host = Headers(scope=scope), (scope.get("client") or ("", 0))[0]
         if PUBLIC.fullmatch(scope["path"]):
-            if scope["method"] not in SAFE:  # sign-in: guesses are slow
+            if scope["method"] not in SAFE:  # sign-in
                 check_origin(headers)
                 self._strangers.take(host)
             return None

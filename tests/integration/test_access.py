@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from orchestrator.access.keys import create_key
 from orchestrator.access.scopes import Scope
 from orchestrator.access.sessions import create_token
+from orchestrator.api import access
 from orchestrator.api.access import PUBLIC, GuardedRoute, open_router, safe_target
 from orchestrator.api.app import build_app
 from orchestrator.settings import Settings
@@ -24,12 +25,25 @@ from orchestrator.state.tables import api_keys, sign_ins
 BROKER = "redis://127.0.0.1:1/0"
 
 
+PUBLIC_ROUTES = {"/healthz", "/readyz", "/sign-in", "/static/{name:path}"}
+
+
 @pytest.fixture
 def app(engine: Engine, tmp_path: Path) -> FastAPI:
     url = engine.url.render_as_string(hide_password=False)
     return build_app(
         Settings(home=tmp_path, database_url=url, broker_url=BROKER, results_uri=str(tmp_path / "results"))
     )
+
+
+@pytest.fixture
+def hasty(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """A client that may ask as often as it likes, with and without a key."""
+    monkeypatch.setattr(access, "STRANGER_BURST", 1e6)
+    url = engine.url.render_as_string(hide_password=False)
+    app = build_app(Settings(home=tmp_path, database_url=url, broker_url=BROKER, api_requests_per_s=1e6))
+    with TestClient(app, follow_redirects=False, raise_server_exceptions=False) as client:
+        yield client
 
 
 @pytest.fixture
@@ -52,39 +66,58 @@ def sign_in(client: TestClient, secret: str) -> str:
 
 
 def calls(app: FastAPI) -> list[tuple[str, str, Any]]:
-    """Every method and path of the application, parameters filled in, with its route."""
-    found = []
+    """Every method and path of the application behind the gate, parameters filled in, with its route."""
+    found, public = [], set()
     for context in iter_route_contexts(app.routes):
-        path = re.sub(r"\{[^}]+\}", "1", context.path or "")
-        found += [(method, path, context.original_route) for method in context.methods or {"GET"}]
+        path = context.path or ""
+        filled = re.sub(r"\{[^}]+\}", "1", path)
+        if PUBLIC.fullmatch(filled):
+            public.add(path)
+        else:
+            found += [(method, filled, context.original_route) for method in context.methods or {"GET"}]
+    assert public == PUBLIC_ROUTES, "what answers everybody is named here one by one"
     return found
 
 
-def test_no_route_answers_without_credentials_or_with_too_small_a_scope(
-    app: FastAPI, client: TestClient, engine: Engine
-) -> None:
-    keys = {scope: bearer(engine, scope) for scope in Scope}
-    app.state.resources.settings.__dict__["api_requests_per_s"] = 1e6
-    seen = 0
-    for method, path, route in calls(app):
-        if PUBLIC.fullmatch(path):
-            continue
-        seen += 1
+def ask(client: TestClient, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
+    """The status and code of a request whose body cannot be read: whoever may not call learns nothing of that."""
+    answer = client.request(method, path, content=b"{", headers={"content-type": "application/json", **headers})
+    assert answer.headers["content-type"] == "application/problem+json", (method, path, answer.status_code)
+    return answer.status_code, answer.json()["code"]
+
+
+def cookie(client: TestClient, secret: str) -> dict[str, str]:
+    """The session's cookie of a key, as a header."""
+    opened = client.app.state.resources  # type: ignore[attr-defined]
+    return {"cookie": f"{opened.sessions.cookie_name}={opened.sessions.open(secret)}"}
+
+
+def test_no_route_answers_a_caller_without_the_right_scope(hasty: TestClient, engine: Engine) -> None:
+    """Every route there is, asked without a key, with a revoked one, an ended session, and with each smaller scope."""
+    made = {scope: create_key(engine, "a shop", scope).secret for scope in Scope}
+    gone = create_key(engine, "gone", Scope.ADMIN)
+    strangers = [{}, {"authorization": f"Bearer {gone.secret}"}, cookie(hasty, gone.secret), {"cookie": "kontext_x=y"}]
+    with engine.begin() as connection:
+        assert queries.revoke_key(connection, gone.key.id)
+    routes = calls(hasty.app)  # type: ignore[arg-type]
+    refused = answered = 0
+    for method, path, route in routes:
         assert isinstance(route, GuardedRoute), f"{path} is behind no scope"
-        if seen < 25:  # then strangers are asked to slow down, which is no answer either
-            answer = client.request(method, path, content=b"{", headers={"content-type": "application/json"})
-            assert answer.status_code == 401, (method, path)
-            assert answer.headers["content-type"] == "application/problem+json"
-        needed = max(
-            (part.call.scope for part in route.dependant.dependencies if hasattr(part.call, "scope")),
-            key=list(Scope).index,
-        )
+        for headers in strangers:
+            assert ask(hasty, method, path, headers) == (401, "unauthorized"), (method, path, headers)
+        (needed,) = {part.call.scope for part in route.dependant.dependencies if hasattr(part.call, "scope")}
         for scope in Scope:
-            if not scope.covers(needed):
-                headers = {"content-type": "application/json", **keys[scope]}
-                answer = client.request(method, path, content=b"{", headers=headers)
-                assert (answer.status_code, answer.json()["code"]) == (403, "scope"), (method, path, scope)
-    assert seen >= 3
+            if scope.covers(needed):
+                answered += 1
+                continue
+            for headers in ({"authorization": f"Bearer {made[scope]}"}, cookie(hasty, made[scope])):
+                assert ask(hasty, method, path, headers) == (403, "scope"), (method, path, scope)
+            refused += 1
+    assert refused + answered == len(routes) * len(Scope)
+    # What is described, and the pages, are among them: the list is not one of a few.
+    described = hasty.app.openapi()["paths"]  # type: ignore[attr-defined]
+    assert {re.sub(r"\{[^}]+\}", "1", path) for path in described} <= {path for _, path, _ in routes}
+    assert len(routes) > 80 and refused > 60
 
 
 def test_a_route_without_a_scope_cannot_be_made() -> None:
