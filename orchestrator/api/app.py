@@ -32,6 +32,7 @@ from orchestrator.api.access import Gate
 from orchestrator.api.headers import SecurityHeaders, security_headers
 from orchestrator.api.problems import TellTooLarge, install_problems
 from orchestrator.api.resources import open_resources
+from orchestrator.api.watcher import Watcher
 from orchestrator.settings import Settings
 from orchestrator.tallies import Tallies
 
@@ -63,13 +64,13 @@ def build_app(settings: Settings) -> FastAPI:
     """The application for these settings; needs `database_url` and `broker_url`. Connects to nothing yet."""
     resources = open_resources(settings)
     tallies = Tallies(resources.engine)
-    services = {Tallies: tallies, live.Watcher: live.Watcher(resources.engine, tallies)}
+    services = {Tallies: tallies, Watcher: Watcher(resources.engine, tallies)}
     resources = replace(resources, services={**services, **dashboard.open_services(settings)})
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        resources.service(live.Watcher).close()
+        resources.service(Watcher).close()
         resources.service(Tallies).close()
         resources.broker.close()
         resources.engine.dispose()

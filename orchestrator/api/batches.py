@@ -17,10 +17,11 @@ from orchestrator.api.cursors import After, read_cursor, write_cursor
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open, Resources
 from orchestrator.api.shapes import BatchShape, Page, batch_etag, batch_shape
+from orchestrator.api.watcher import Standing, Watcher
 from orchestrator.control import Change
 from orchestrator.state import queries
 from orchestrator.state.database import reading
-from orchestrator.state.queries import Batch
+from orchestrator.state.queries import Batch, BatchCounts
 from orchestrator.state.transitions import BatchStatus, JobState
 from orchestrator.tallies import Tallies
 
@@ -90,15 +91,23 @@ async def get_batch(
     if_none_match: Annotated[str | None, Header(max_length=200)] = None,
 ) -> Any:
     """One batch. With `If-None-Match` and `wait`, the answer comes once something changes; 304 when nothing did."""
-    etag, shape = await run_in_threadpool(_look, opened, batch_id, seconds)
+    watcher = opened.service(Watcher)
     known = None if if_none_match is None else if_none_match.strip().removeprefix("W/")
+    shape: BatchShape | None = None
+    if wait and known is not None and watcher.sees(batch_id):
+        etag = known  # who polls a batch that others wait for costs SQL nothing of its own
+    else:
+        etag, shape = await run_in_threadpool(_look, opened, batch_id, seconds)
     if wait and known in (None, etag):
-        await opened.service(Watcher).await_change(batch_id, etag, wait)
+        standing = await watcher.await_change(batch_id, etag, wait)
+        if standing is not None and not seconds:
+            body = await watcher.tell(standing, lambda seen: _tell_standing(opened, seen))
+            return Response(body, media_type="application/json", headers=_headers(standing.etag))
         etag, shape = await run_in_threadpool(_look, opened, batch_id, seconds)
     headers = {"etag": etag, "cache-control": "private, no-cache"}
     if known == etag:
-        return Response(status_code=304, headers=headers)
-    response.headers.update(headers)
+        return Response(status_code=304, headers=_headers(etag))
+    response.headers.update(_headers(etag))
     return shape
 
 
@@ -150,15 +159,28 @@ def find_batch(opened: Resources, batch_id: str) -> Batch:
 def _look(opened: Resources, batch_id: str, seconds: bool) -> tuple[str, BatchShape]:
     batch = find_batch(opened, batch_id)
     counts = opened.service(Tallies).counts(batch)
+    return batch_etag(batch, counts), _shape(opened, batch, counts, seconds)
+
+
+def _tell_standing(opened: Resources, standing: Standing) -> str:
+    return _shape(opened, standing.batch, standing.counts, False).model_dump_json()
+
+
+def _headers(etag: str) -> dict[str, str]:
+    return {"etag": etag, "cache-control": "private, no-cache"}
+
+
+def _shape(opened: Resources, batch: Batch, counts: BatchCounts, seconds: bool) -> BatchShape:
+    """A batch with what failed, its rate of the last minute and, with `seconds`, what its stages took."""
     rate = None
     with reading(opened.engine).connect() as connection:
-        failures = queries.failures_grouped(connection, batch_id=batch_id) if counts.failed else []
+        failures = queries.failures_grouped(connection, batch_id=batch.id) if counts.failed else []
         if batch.status == BatchStatus.RUNNING and counts.ended < counts.total:
             since = queries.read_clock(connection) - RATE_S
-            ended = sum(n for _, n in queries.throughput(connection, since=since, batch_id=batch_id))
+            ended = sum(n for _, n in queries.throughput(connection, since=since, batch_id=batch.id))
             rate = round(ended / RATE_S, 4) or None
-        took = queries.stage_seconds(connection, batch_id) if seconds else None
-    return batch_etag(batch, counts), batch_shape(batch, counts, failures, rate, took)
+        took = queries.stage_seconds(connection, batch.id) if seconds else None
+    return batch_shape(batch, counts, failures, rate, took)
 
 
 def _tell(opened: Resources, change: Change) -> Changed:

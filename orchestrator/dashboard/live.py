@@ -1,7 +1,7 @@
 """Server-sent events for pages: `changed` whenever the page would show something else.
 
 Owns their form. An event says that something changed, never what: the page asks for its parts again, so that a lost
-event costs a moment, not the truth. Who looks at SQL, and how often, is `orchestrator.api.live`'s.
+event costs a moment, not the truth. Who looks at SQL, and how often, is `orchestrator.api.watcher`'s.
 """
 
 from collections.abc import AsyncIterator
@@ -11,8 +11,8 @@ from fastapi import Query, Response
 from fastapi.responses import StreamingResponse
 
 from orchestrator.api.access import Reader
-from orchestrator.api.live import Watcher
 from orchestrator.api.resources import Open
+from orchestrator.api.watcher import Watcher
 from orchestrator.dashboard.page import page_router
 
 router = page_router()

@@ -7,6 +7,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from sqlalchemy import Engine, update
 
 from orchestrator.access.scopes import Scope
+from orchestrator.api.watcher import Watcher
 from orchestrator.state import queries
 from orchestrator.state.tables import jobs
 from orchestrator.state.transitions import BatchStatus, Stage
@@ -229,6 +231,61 @@ class TestWatching:
         assert told[0]["request_counts"]["pending"] == 1
         assert any(batch["request_counts"]["queued"] == 1 for batch in told)
         assert (told[-1]["status"], told[-1]["request_counts"]["succeeded"]) == ("completed", 1)
+
+    @pytest.mark.parametrize("path", ["/v1/events", "/v1/batches/b/events"])
+    def test_a_stream_refuses_as_all_else_does(self, api: Api, seed: Seeder, path: str) -> None:
+        seed.batch(jobs=1)
+        for headers, status in (({"authorization": "Bearer kx_x"}, 401), ({"authorization": ""}, 401)):
+            assert api.client.get(path, headers=headers).status_code == status
+        assert api.client.post(path).status_code == 405
+        if path != "/v1/events":
+            for batch_id, status in (("none", 404), ("%00", 404), ("x" * 101, 422)):
+                answer = api.client.get(f"/v1/batches/{batch_id}/events")
+                assert (answer.status_code, answer.json()["status"]) == (status, status)
+
+    def test_a_stream_of_all_tells_each_open_batch(self, api: Api, seed: Seeder) -> None:
+        for batch_id in ("b", "c"):
+            seed.batch(batch_id, jobs=1)
+        watcher = api.app.state.resources.service(Watcher)
+
+        async def read() -> list[str]:
+            standings = watcher.follow()
+            return [standing.batch.id for _ in range(2) if (standing := await anext(standings)) is not None]
+
+        assert api.client.portal is not None
+        assert sorted(api.client.portal.call(read)) == ["b", "c"]
+
+    def test_many_who_wait_for_a_batch_are_told_by_one_look(
+        self, api: Api, seed: Seeder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seed.batch(jobs=2)
+        headers = {"if-none-match": api.client.get("/v1/batches/b").headers["etag"]}
+        asked: list[str] = []
+        told = queries.throughput
+        monkeypatch.setattr(
+            queries, "throughput", lambda *given, **named: (asked.append("it"), told(*given, **named))[1]
+        )
+        with ThreadPoolExecutor(20) as pool:
+            waiting = [pool.submit(api.client.get, "/v1/batches/b?wait=20", headers=headers) for _ in range(20)]
+            time.sleep(1.0)
+            before = len(asked)
+            seed.do(queries.dispatch, "b", 1)
+            answers = [each.result() for each in waiting]
+        assert {answer.status_code for answer in answers} == {200} and len({answer.content for answer in answers}) == 1
+        assert answers[0].json()["request_counts"]["queued"] == 1
+        assert before <= 20 and len(asked) == before + 1
+
+    def test_a_poll_is_never_told_less_than_its_caller_knows(self, api: Api, seed: Seeder) -> None:
+        seed.batch(jobs=9)
+        known = api.client.get("/v1/batches/b").headers["etag"]
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(api.client.get, "/v1/batches/b?wait=20")  # a watcher looks, and may be late
+            for queued in range(1, 5):
+                seed.do(queries.dispatch, "b", 1)
+                known = api.client.get("/v1/batches/b").headers["etag"]
+                answer = api.client.get("/v1/batches/b?wait=1", headers={"if-none-match": known})
+                assert answer.status_code == 304 or answer.json()["request_counts"]["queued"] >= queued
+            other.result()
 
     def test_nothing_is_looked_up_while_nobody_listens(
         self, api: Api, seed: Seeder, monkeypatch: pytest.MonkeyPatch
