@@ -88,7 +88,7 @@ async def get_batch(
     batch_id: BatchId,
     wait: Annotated[int, Query(ge=0, le=WAIT_MAX_S, description="seconds to wait for a change")] = 0,
     seconds: Annotated[bool, Query(description="also tell what its stages took, which reads all of its jobs")] = False,
-    if_none_match: Annotated[str | None, Header(max_length=200)] = None,
+    if_none_match: Annotated[str | None, Header(max_length=200, examples=['"5d0c3e9b7f2a4c1e8b6d0f3a"'])] = None,
 ) -> Any:
     """One batch. With `If-None-Match` and `wait`, the answer comes once something changes; 304 when nothing did."""
     watcher = opened.service(Watcher)
@@ -104,7 +104,6 @@ async def get_batch(
             body = await watcher.tell(standing, lambda seen: _tell_standing(opened, seen))
             return Response(body, media_type="application/json", headers=_headers(standing.etag))
         etag, shape = await run_in_threadpool(_look, opened, batch_id, seconds)
-    headers = {"etag": etag, "cache-control": "private, no-cache"}
     if known == etag:
         return Response(status_code=304, headers=_headers(etag))
     response.headers.update(_headers(etag))

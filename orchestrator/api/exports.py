@@ -23,21 +23,26 @@ CHUNK_BYTES = 1 << 18
 router = open_router(prefix="/v1/batches/{batch_id}", tags=["batches"])
 
 
-def _file(media_type: str) -> dict[int | str, dict[str, Any]]:
-    return {200: {"description": "a stream", "content": {media_type: {"schema": {"type": "string"}}}}}
+def _file(media_type: str, example: str) -> dict[int | str, dict[str, Any]]:
+    told = {"schema": {"type": "string"}, "example": example}
+    return {200: {"description": "a stream", "content": {media_type: told}}}
 
 
 LINES, TABLE, ARCHIVE = "application/x-ndjson", "text/csv", "application/zip"
+_LINE = (
+    '{"custom_id": "dress-1", "line": 1, "take": 1, "status": "succeeded", "result": "s3://shop-results/dress-1.png"}\n'
+)
+_ROWS = "custom_id,image,line,take,status\ndress-1,photos/dress-1.jpg,1,1,succeeded\n"
 
 
-@router.get("/manifest.jsonl", response_class=StreamingResponse, responses=_file(LINES))
+@router.get("/manifest.jsonl", response_class=StreamingResponse, responses=_file(LINES, _LINE))
 def get_manifest_lines(_: Reader, opened: Open, batch_id: BatchId) -> StreamingResponse:
     """The manifest as it stands now, one job a line."""
     batch = find_batch(opened, batch_id)
     return StreamingResponse(manifest.stream_lines(opened.engine, batch), media_type=LINES)
 
 
-@router.get("/manifest.csv", response_class=StreamingResponse, responses=_file(TABLE))
+@router.get("/manifest.csv", response_class=StreamingResponse, responses=_file(TABLE, _ROWS))
 def get_manifest_table(_: Reader, opened: Open, batch_id: BatchId) -> StreamingResponse:
     """The manifest as it stands now: the catalogue's columns and what became of each row."""
     batch = find_batch(opened, batch_id)
@@ -45,7 +50,7 @@ def get_manifest_table(_: Reader, opened: Open, batch_id: BatchId) -> StreamingR
     return StreamingResponse(manifest.stream_table(opened.engine, batch), media_type=TABLE, headers=headers)
 
 
-@router.get("/results.zip", response_class=StreamingResponse, responses=_file(ARCHIVE))
+@router.get("/results.zip", response_class=StreamingResponse, responses=_file(ARCHIVE, "PK…"))
 def get_archive(_: Reader, opened: Open, batch_id: BatchId) -> StreamingResponse:
     """All pictures made so far, and the manifest, in one ZIP; what cannot be read is named in `missing.txt`."""
     batch = find_batch(opened, batch_id)

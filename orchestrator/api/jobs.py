@@ -31,7 +31,10 @@ CHUNK_BYTES = 1 << 18
 router = open_router(tags=["jobs"])
 JobId = Annotated[int, Path(ge=1, le=2**53, examples=[4711])]
 PICTURE: dict[int | str, dict[str, Any]] = {
-    200: {"description": "the picture", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+    200: {
+        "description": "the picture",
+        "content": {"image/png": {"schema": {"type": "string", "format": "binary"}, "example": "…"}},
+    },
     302: {"description": "leads to the picture in the store, for a quarter of an hour"},
 }
 
@@ -76,7 +79,7 @@ def list_jobs(
     opened: Open,
     batch_id: BatchId,
     state: Annotated[list[JobState] | None, Query()] = None,
-    code: Annotated[list[str] | None, Query(max_length=20)] = None,
+    code: Annotated[list[str] | None, Query(max_length=20, examples=[["image_missing"]])] = None,
     text: Annotated[str, Query(max_length=200, description="looked for in custom_id, image and message")] = "",
     decision: Annotated[Literal["approved", "rejected", "none"] | None, Query()] = None,
     order: Annotated[Literal["line"] | None, Query(description="the catalogue's order, whatever is asked for")] = None,

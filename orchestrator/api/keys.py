@@ -94,7 +94,9 @@ def add_key(caller: Admin, opened: Open, asked: NewKeyRequest) -> NewKeyShape:
 
 
 @router.delete("/keys/{key_id}", status_code=204, response_class=Response)
-def revoke_key(caller: Admin, opened: Open, key_id: Annotated[str, Path(max_length=100)]) -> Response:
+def revoke_key(
+    caller: Admin, opened: Open, key_id: Annotated[str, Path(max_length=100, examples=["3f2a91c07b5e"])]
+) -> Response:
     """End a key and the sessions that it opened; once more is as good."""
     with opened.engine.begin() as connection:
         found = queries.read_key(connection, key_id) if "\0" not in key_id else None
@@ -109,7 +111,9 @@ def revoke_key(caller: Admin, opened: Open, key_id: Annotated[str, Path(max_leng
 def list_audit(
     _: Admin,
     opened: Open,
-    target: Annotated[list[str] | None, Query(max_length=50, description="only changes of these")] = None,
+    target: Annotated[
+        list[str] | None, Query(max_length=50, description="only changes of these", examples=[["20261125-1f2e3d4c"]])
+    ] = None,
     limit: Limit = 100,
     after: After = None,
 ) -> Page[AuditShape]:

@@ -6,7 +6,7 @@ Owns the routes. What a schedule may be is `orchestrator.schedules`'; a dispatch
 from itertools import islice
 from typing import Annotated, Any, Literal
 
-from fastapi import Path, Query, Response
+from fastapi import Path, Response
 from pydantic import BaseModel, Field
 
 from orchestrator import schedules, submission
@@ -46,7 +46,9 @@ class Settable(BaseModel):
         "max_error_rate too",
         examples=[{"preset": "flat-lay", "steps": 8, "deadline": "6h"}],
     )
-    results_uri: str | None = Field(None, max_length=2000, description="unset: as the dispatcher's settings say")
+    results_uri: str | None = Field(
+        None, max_length=2000, description="unset: as the dispatcher's settings say", examples=["s3://shop-results"]
+    )
     priority: int = Field(0, ge=-100, le=100)
     only_changed: bool = Field(True, description="false: nothing is reused, every picture is made anew")
     overlap: Overlap = Overlap.SKIP

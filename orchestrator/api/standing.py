@@ -99,7 +99,9 @@ def list_recipes(
 
 
 @router.get("/recipes/{recipe_id}", response_model=RecipeShape)
-def get_recipe(_: Reader, opened: Open, recipe_id: Annotated[str, Path(max_length=200)]) -> RecipeShape:
+def get_recipe(
+    _: Reader, opened: Open, recipe_id: Annotated[str, Path(max_length=200, examples=["a3f09c51e2d4"])]
+) -> RecipeShape:
     """One recipe."""
     with reading(opened.engine).connect() as connection:
         body = queries.read_recipe(connection, recipe_id) if "\0" not in recipe_id else None

@@ -136,7 +136,8 @@ _BODY = {
                         "options": {"type": "string", "description": "a JSON object"},
                         "metadata": {"type": "string", "description": "a JSON object"},
                     },
-                }
+                },
+                "example": {"file": "image,custom_id\ns3://shop/photos/dress-1.jpg,dress-1\n", "preset": "flat-lay"},
             },
         },
     }
@@ -159,7 +160,7 @@ async def create_batch(
     request: Request,
     response: Response,
     dry: Annotated[bool, Query(alias="dry_run", description="check every row; make no batch")] = False,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, examples=["night-2026-11-25"])] = None,
 ) -> Any:
     """Make a batch. The same `Idempotency-Key` with the same body gives the same batch, however often it is sent."""
     with tempfile.TemporaryDirectory(prefix="kontext-sent-") as folder:

@@ -73,7 +73,10 @@ def _plan(store: Store, name: str) -> UploadShape:
 
 @router.put("/{name}", status_code=204, response_class=Response)
 async def upload(
-    caller: Submitter, opened: Open, request: Request, name: Annotated[str, Path(pattern=STORED_NAME)]
+    caller: Submitter,
+    opened: Open,
+    request: Request,
+    name: Annotated[str, Path(pattern=STORED_NAME, examples=["0" * 64 + ".jpg"])],
 ) -> Response:
     """Take the bytes of one image, where the store has no addresses of its own or does not reach the caller."""
     limit, size, digest = opened.settings.max_image_bytes, 0, hashlib.sha256()

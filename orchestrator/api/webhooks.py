@@ -26,7 +26,7 @@ from orchestrator.webhooks import NoWebhook
 router = open_router(prefix="/v1/webhooks", tags=["webhooks"])
 all_deliveries = open_router(prefix="/v1/deliveries", tags=["webhooks"])
 WebhookId = Annotated[str, Path(pattern=r"^wh_[0-9a-f]{12}$", examples=["wh_4f1c2a9be077"])]
-DeliveryId = Annotated[int, Path(ge=1, lt=2**53)]
+DeliveryId = Annotated[int, Path(ge=1, lt=2**53, examples=[902])]
 
 
 class NewWebhook(BaseModel):
