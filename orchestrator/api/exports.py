@@ -3,14 +3,15 @@
 Owns the streaming; a caller who reads slowly holds one page of rows and one picture.
 """
 
-import zipfile
+import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from fastapi.responses import StreamingResponse
 
 from orchestrator import manifest
 from orchestrator.api.access import Reader, open_router
+from orchestrator.api.archive import CHUNK_BYTES, Archive
 from orchestrator.api.batches import BatchId, find_batch
 from orchestrator.api.resources import Open, Resources
 from orchestrator.state import queries
@@ -19,7 +20,6 @@ from orchestrator.state.queries import Batch
 from orchestrator.state.transitions import JobState
 from orchestrator.storage import StorageError, open_object, result_name
 
-CHUNK_BYTES = 1 << 18
 router = open_router(prefix="/v1/batches/{batch_id}", tags=["batches"])
 
 
@@ -58,48 +58,25 @@ def get_archive(_: Reader, opened: Open, batch_id: BatchId) -> StreamingResponse
     return StreamingResponse(_write_archive(opened, batch), media_type=ARCHIVE, headers=headers)
 
 
-class _Pipe:
-    """What the ZIP writer writes to, taken out in pieces. It cannot seek: sizes follow each picture."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-
-    def write(self, data: Any) -> int:
-        self._pieces.append(bytes(data))
-        return len(data)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def take(self) -> bytes:
-        data = b"".join(self._pieces)
-        self._pieces.clear()
-        return data
-
-
 def _write_archive(opened: Resources, batch: Batch) -> Iterator[bytes]:
-    pipe, missing = _Pipe(), []
-    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:  # type: ignore[call-overload]
+    with Archive() as archive, tempfile.TemporaryFile() as missing:
         with reading(opened.engine).connect() as connection:
             for job in queries.stream_jobs(connection, batch.id, states=(JobState.SUCCEEDED,)):
                 name = result_name(job["custom_id"], job["take"])
                 try:
                     store, key = open_object(job["result"], opened.settings)
-                    with store.open(key) as picture, archive.open(name, "w", force_zip64=True) as entry:
-                        while chunk := picture.read(CHUNK_BYTES):
-                            entry.write(chunk)
-                            yield pipe.take()
+                    with store.open(key) as picture:
+                        yield from archive.add(name, _read(picture))
                 except StorageError as error:
-                    missing.append(f"{name}: {error}\n")
-        for name, pieces in (
-            ("manifest.jsonl", manifest.stream_lines(opened.engine, batch)),
-            ("manifest.csv", manifest.stream_table(opened.engine, batch)),
-            ("missing.txt", iter([line.encode() for line in missing])),
-        ):
-            if name == "missing.txt" and not missing:
-                continue
-            with archive.open(name, "w", force_zip64=True) as entry:
-                for piece in pieces:
-                    entry.write(piece)
-                    yield pipe.take()
-    yield pipe.take()
+                    missing.write(f"{name}: {error}\n".encode())
+        yield from archive.add("manifest.jsonl", manifest.stream_lines(opened.engine, batch))
+        yield from archive.add("manifest.csv", manifest.stream_table(opened.engine, batch))
+        if missing.tell():
+            missing.seek(0)
+            yield from archive.add("missing.txt", _read(missing))
+        yield from archive.finish()
+
+
+def _read(stream: IO[bytes]) -> Iterator[bytes]:
+    while chunk := stream.read(CHUNK_BYTES):
+        yield chunk
