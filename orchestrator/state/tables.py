@@ -36,6 +36,7 @@ metadata = MetaData(
 RowNumber = BigInteger().with_variant(Integer, "sqlite")
 
 PENDING_DELIVERY = text("state = 'pending'")
+OF_BATCH = text("batch_id IS NOT NULL")
 OPEN_RUN = text("state IN ('due', 'waiting', 'starting', 'started')")
 """The conditions of partial indexes: written out, not bound, or neither planner would use it."""
 
@@ -349,6 +350,7 @@ deliveries = Table(
     Column("status", SmallInteger, comment="HTTP, of the last answer; null: there was none"),
     Column("latency_s", Float, comment="of the last try"),
     Column("error", Text, comment="of the last try; null: it was taken"),
+    Column("batch_id", Text, comment="of job.failed: whose job it is"),
     Index(
         "deliveries_pending_idx",
         "webhook_id",
@@ -358,6 +360,14 @@ deliveries = Table(
         postgresql_where=PENDING_DELIVERY,
     ),
     Index("deliveries_webhook_id_idx", "webhook_id", "id"),
+    Index(
+        "deliveries_batch_id_idx",
+        "batch_id",
+        "webhook_id",
+        "created_at",
+        sqlite_where=OF_BATCH,
+        postgresql_where=OF_BATCH,
+    ),
 )
 
 delivery_attempts = Table(

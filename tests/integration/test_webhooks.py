@@ -2,7 +2,9 @@
 
 import json
 import re
-import ssl
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,15 +22,15 @@ from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.bulk import insert_jobs
 from orchestrator.state.database import now, reading
-from orchestrator.state.queries import Delivery, Failed, Webhook
-from orchestrator.state.tables import deliveries, delivery_attempts
+from orchestrator.state.queries import Delivery, Failed, Webhook, outbox
+from orchestrator.state.tables import batches, deliveries, delivery_attempts
 from orchestrator.state.tables import webhooks as webhook_table
 from orchestrator.state.transitions import BatchStatus, DeliveryState, Event, Stage
 from orchestrator.storage import outward
 from orchestrator.webhooks import NoWebhook, WebhookError
 from tests.integration.night import Night
-from tests.integration.receiver import HOST, TLS, Receiver, listen, say
 from tests.integration.seeding import Seeder, job_row
+from tests.outside import HOST, Outside, lead_outside, listen, say
 
 DOCS = Path(__file__).parents[2] / "docs" / "webhooks.md"
 S = DeliveryState
@@ -36,28 +38,23 @@ SETTINGS = Settings()
 
 
 @pytest.fixture(scope="module")
-def listening() -> Iterator[Receiver]:
-    with listen() as receiver:
-        yield receiver
+def listening() -> Iterator[Outside]:
+    with listen() as outside:
+        yield outside
 
 
 @pytest.fixture
-def shop(listening: Receiver, monkeypatch: pytest.MonkeyPatch) -> Receiver:
-    """The receiver, reached by its name; for the test its address counts as public and its certificate is trusted."""
-    listening.received.clear()
-    listening.statuses.clear()
-    listening.answer = None
-    monkeypatch.setattr(outward, "find_addresses", lambda host, port: ["127.0.0.1"])
-    monkeypatch.setattr(outward, "is_public", lambda address: True)
-    trusted = outward.watch(ssl.create_default_context(cafile=str(TLS / "certificate.pem")))
-    monkeypatch.setattr(outward, "trust", lambda: trusted)
+def shop(listening: Outside, monkeypatch: pytest.MonkeyPatch) -> Outside:
+    """A shop's server, reached by its name."""
+    listening.clear()
+    lead_outside(monkeypatch)
     return listening
 
 
 class Office:
     """Adds webhooks and sends what is due, in the database under test."""
 
-    def __init__(self, engine: Engine, shop: Receiver) -> None:
+    def __init__(self, engine: Engine, shop: Outside) -> None:
         self.engine, self.shop = engine, shop
         self.deliverer = Deliverer(engine, SETTINGS)
 
@@ -87,7 +84,7 @@ class Office:
 
 
 @pytest.fixture
-def office(engine: Engine, shop: Receiver) -> Office:
+def office(engine: Engine, shop: Outside) -> Office:
     return Office(engine, shop)
 
 
@@ -191,6 +188,38 @@ class TestDelivery:
             late = {"status": 500, "latency_s": 70.0, "error": "status 500", "answer": None, "delay_s": 5.0}
             assert queries.end_delivery(connection, claimed, **late) is None
         assert office.all()[0].state == S.DELIVERED
+
+    def test_a_process_killed_while_it_sends_is_gone_on_for(self, seed: Seeder, office: Office) -> None:
+        office.listen(Event.BATCH_PAUSED)
+        seed.batch(jobs=1)
+        control.pause(seed.engine, "b")
+        arrived, go_on = threading.Event(), threading.Event()
+
+        def answer(handler: Any) -> None:
+            arrived.set()
+            go_on.wait(20)
+            say(handler, 200)
+
+        office.shop.answer = answer
+        url = seed.engine.url.render_as_string(hide_password=False)
+        command = [sys.executable, "-m", "tests.integration.deliverer_process", url]
+        with subprocess.Popen(command, cwd=DOCS.parents[1]) as process:
+            try:
+                assert arrived.wait(30), "nothing was sent"
+            finally:
+                process.send_signal(signal.SIGKILL)
+        go_on.set()
+        office.shop.answer = None
+        (delivery,) = office.all()
+        assert (delivery.state, delivery.attempts) == (S.PENDING, 1), "the try is counted"
+        office.deliver()
+        assert len(office.shop.received) == 1, "its lease holds for a minute"
+        office.come_due()
+        office.deliver()
+        first, second = office.shop.received
+        assert (first.body, first.headers["webhook-id"]) == (second.body, second.headers["webhook-id"])
+        (delivery,) = office.all()
+        assert (delivery.state, delivery.attempts) == (S.DELIVERED, 2)
 
     def test_several_deliverers_send_each_message_once(self, seed: Seeder, office: Office) -> None:
         office.listen(Event.JOB_FAILED)
@@ -356,6 +385,46 @@ class TestEvents:
             "message": "message",
         }  # fmt: skip
         assert second["line"] == 2
+
+    def test_of_very_many_failures_the_first_are_told_and_that_there_are_more(
+        self, seed: Seeder, office: Office, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(outbox, "JOBS_TOLD", 3)
+        for path in ("/a", "/b"):
+            office.listen(Event.JOB_FAILED, path=path)
+        group = seed.queued(9)
+        unit = seed.claim(group)
+
+        def fail(number: int) -> list[tuple[int | None, str]]:
+            before = len(office.all())
+            ends = [Failed(job.id, job.attempt, 0.1, "unavailable", "message") for job in unit[:number]]
+            del unit[:number]
+            assert len(seed.do(queries.fail, Stage.ENCODE, ends)) == number
+            told = [each["data"] for each in office.told()[before:]]
+            assert told[::2] == told[1::2], "each listener is told the same"
+            return [(each["line"], each["code"]) for each in told[::2]]
+
+        assert fail(2) == [(1, "unavailable"), (2, "unavailable")]
+        assert fail(3) == [(3, "unavailable"), (None, "more_failed")]
+        assert fail(2) == fail(1) == []
+        assert "jobs?state=failed" in office.told()[-1]["data"]["message"]
+        fail_jobs(seed, 1, "other")
+        assert office.told()[-1]["data"]["batch"] == "other", "another batch is told of as ever"
+        # Tried again, it is news again.
+        seed.do(lambda c: c.execute(update(batches).where(batches.c.id == "b").values(resumed_at=now())))
+        assert fail(1) == [(9, "unavailable")]
+
+    def test_a_batch_of_very_many_bad_rows_is_told_as_briefly(
+        self, seed: Seeder, office: Office, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(outbox, "JOBS_TOLD", 3)
+        office.listen(Event.JOB_FAILED)
+        seed.batch("rows")
+        bad = [job_row("rows", line, recipe=None, state="failed", code="bad_seed") for line in range(1, 21)]
+        assert seed.do(insert_jobs, bad) == []
+        for first in (1, 11):
+            seed.do(queries.tell_of_bad_rows, "rows", first, first + 9)
+        assert [each["data"]["code"] for each in office.told()] == ["bad_seed"] * 3 + ["more_failed"]
 
     def test_expired_jobs_poison_and_bad_rows_are_told_too(self, seed: Seeder, office: Office) -> None:
         office.listen(Event.JOB_FAILED)

@@ -1,7 +1,7 @@
 """The outbox, statement by statement: messages for webhooks, written in the transaction of the change they tell of.
 
 Owns what a message says. Asks first whether anybody listens: with no webhook for an event, telling it costs one look at
-a small table. Refuses to send: that is the deliverer's.
+a small table. Refuses to send, that is the deliverer's, and to tell of more failed jobs of a batch than somebody reads.
 """
 
 import json
@@ -13,10 +13,14 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, func, insert, sele
 
 from orchestrator.state.clock import show_time
 from orchestrator.state.database import now
-from orchestrator.state.tables import batches, deliveries, jobs, schedule_runs, webhooks
+from orchestrator.state.tables import OF_BATCH, batches, deliveries, jobs, schedule_runs, webhooks
 from orchestrator.state.transitions import BatchStatus, DeliveryState, Event, JobState
 
 TEST_EVENT = "webhook.test"
+JOBS_TOLD = 1_000
+"""So many failed jobs of a batch are told one by one, since it was made, resumed or retried; about, where many fail at
+once. One message more says that there are others."""
+MORE = "more_failed"
 
 
 def find_listeners(connection: Connection, event: Event) -> list[str]:
@@ -25,8 +29,17 @@ def find_listeners(connection: Connection, event: Event) -> list[str]:
     return [row.id for row in rows if event in json.loads(row.events)]
 
 
-def tell(connection: Connection, event: str, listeners: Sequence[str], told: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Put a message for each of `told` into the outbox, for each listener; gives the messages' ids."""
+def tell(
+    connection: Connection,
+    event: str,
+    listeners: Sequence[str],
+    told: Sequence[Mapping[str, Any]],
+    batch_id: str | None = None,
+) -> list[str]:
+    """Put a message for each of `told` into the outbox, for each listener; gives the messages' ids.
+
+    With `batch_id` they count among those that a batch is told by.
+    """
     if not listeners or not told:
         return []
     at_s = connection.execute(select(now())).scalar_one()
@@ -34,7 +47,8 @@ def tell(connection: Connection, event: str, listeners: Sequence[str], told: Seq
     for message_id, data in zip(ids, told, strict=True):
         body = json.dumps({"type": event, "timestamp": show_time(at_s), "data": data}, ensure_ascii=False)
         rows += [{"webhook_id": listener, "message_id": message_id, "body": body} for listener in listeners]
-    common = {"event": event, "state": DeliveryState.PENDING, "created_at": at_s, "since": at_s, "next_at": at_s}
+    times = {"created_at": at_s, "since": at_s, "next_at": at_s}
+    common: dict[str, Any] = {"event": event, "state": DeliveryState.PENDING, "batch_id": batch_id, **times}
     connection.execute(insert(deliveries), [row | common for row in rows])
     return ids
 
@@ -69,13 +83,49 @@ def _count_jobs(connection: Connection, batch: RowMapping) -> dict[str, int]:
 
 
 def tell_of_failed_jobs(connection: Connection, *which: ColumnElement[bool]) -> None:
-    """Tell of those jobs that have just failed."""
+    """Tell of those jobs that have just failed; of a batch with very many, of the first."""
     if not (listeners := find_listeners(connection, Event.JOB_FAILED)):
         return
+    failed = (jobs.c.state == JobState.FAILED, *which)
+    for batch_id in connection.execute(select(jobs.c.batch_id).where(*failed).distinct()).scalars().all():
+        told = _count_told(connection, batch_id, listeners)
+        if told <= JOBS_TOLD:
+            _tell_of_failed(connection, listeners, batch_id, failed, JOBS_TOLD - told)
+
+
+def _tell_of_failed(
+    connection: Connection, listeners: Sequence[str], batch_id: str, failed: Sequence[ColumnElement[bool]], room: int
+) -> None:
     names = ("custom_id", "line", "take", "attempt", "code", "message")
     columns = [jobs.c.id.label("job"), jobs.c.batch_id.label("batch"), *(jobs.c[name] for name in names)]
-    statement = select(*columns).where(jobs.c.state == JobState.FAILED, *which).order_by(jobs.c.id)
-    tell(connection, Event.JOB_FAILED, listeners, [dict(row) for row in connection.execute(statement).mappings()])
+    statement = select(*columns).where(jobs.c.batch_id == batch_id, *failed).order_by(jobs.c.id).limit(room + 1)
+    data = [dict(row) for row in connection.execute(statement).mappings()]
+    if len(data) > room:
+        listed = f"GET /v1/batches/{batch_id}/jobs?state=failed"
+        message = (
+            f"{JOBS_TOLD:,} failed jobs of this batch were told; further ones are not, they are listed by {listed}"
+        )
+        data[room] = dict.fromkeys(data[room]) | {"batch": batch_id, "code": MORE, "message": message}
+    tell(connection, Event.JOB_FAILED, listeners, data, batch_id)
+
+
+def _count_told(connection: Connection, batch_id: str, listeners: Sequence[str]) -> int:
+    """How many failed jobs of a batch its listeners were told of since it was last resumed or retried, at most one more
+    than are told."""
+    since = select(func.coalesce(batches.c.resumed_at, 0.0)).where(batches.c.id == batch_id).scalar_subquery()
+    most = 0
+    for listener in listeners:
+        some = (
+            select(deliveries.c.id)
+            .where(
+                deliveries.c.batch_id == batch_id, OF_BATCH, deliveries.c.webhook_id == listener,
+                deliveries.c.created_at >= since,
+            )
+            .limit(JOBS_TOLD + 1)
+            .subquery()
+        )  # fmt: skip
+        most = max(most, connection.execute(select(func.count()).select_from(some)).scalar_one())
+    return most
 
 
 def tell_of_bad_rows(connection: Connection, batch_id: str, first_line: int, last_line: int) -> None:

@@ -1,9 +1,7 @@
 """The rescuer: lost bells ring again, healthy backlogs are never doubled, dead workers' jobs come back."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,10 +14,10 @@ from orchestrator import rescuer
 from orchestrator.rescuer import Rescuer, missing_bells
 from orchestrator.settings import Settings
 from orchestrator.state import queries
-from orchestrator.state.database import now, open_database
+from orchestrator.state.database import now
 from orchestrator.state.messages import Bell, queue_names
 from orchestrator.state.queries import Group
-from orchestrator.state.tables import jobs, metadata, workers
+from orchestrator.state.tables import jobs, workers
 from orchestrator.state.transitions import BatchStatus, Stage
 from tests.integration.seeding import NUMERICS, RECIPE, REVISION, Seeder
 
@@ -98,19 +96,6 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     monkeypatch.setattr("redis.Redis.from_url", lambda *_, **__: broker)
     monkeypatch.setattr(rescuer, "INTERVAL_S", 0.0)
     return broker
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(f"sqlite:///{tmp_path / 'state.db'}")
-    metadata.create_all(engine)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def seed(engine: Engine) -> Seeder:
-    return Seeder(engine)
 
 
 @pytest.fixture

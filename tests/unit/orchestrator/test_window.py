@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,8 @@ from orchestrator.dispatcher import Dispatcher, share_window
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.bulk import insert_jobs
-from orchestrator.state.database import open_database
 from orchestrator.state.messages import Bell
 from orchestrator.state.queries import Batch, Failed, Group, Retried
-from orchestrator.state.tables import metadata
 from orchestrator.state.transitions import BatchStatus, Stage
 from orchestrator.storage import StorageError
 from tests.integration.seeding import NUMERICS, RECIPE, REVISION, Seeder, job_row
@@ -84,19 +82,6 @@ class TestSharing:
         assert all(share > 0 for share in told.values())
         if told:
             assert sum(told.values()) + sum(in_flight.values()) <= max(unit_size, jobs)
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(f"sqlite:///{tmp_path / 'state.db'}")
-    metadata.create_all(engine)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def seed(engine: Engine) -> Seeder:
-    return Seeder(engine)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Images over https: from a real TLS server on this machine, whose certificate lies beside this file."""
+"""Images over https: from a real TLS server on this machine."""
 
 import gzip
 import ipaddress
@@ -7,10 +7,8 @@ import ssl
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from unittest.mock import ANY
 
 import pytest
@@ -20,76 +18,25 @@ from hypothesis import strategies as st
 from orchestrator.settings import Settings
 from orchestrator.storage import Content, outward
 from orchestrator.storage.outward import is_allowed, is_public
+from tests.outside import HOST, Answer, Outside, lead_outside, listen
 from workers import download as downloads
 from workers.download import download
 from workers.source import SourceError, fetch
 
-TLS = Path(__file__).parent / "tls"
-HOST = "photos.example.com"
 SETTINGS = Settings(allowed_hosts=(HOST, "*.cdn.example.com"), max_image_bytes=100_000)
-Answer = Callable[[BaseHTTPRequestHandler], None]
-
-
-class Server:
-    """What the server answers by path, and whom it was asked as."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.answers: dict[str, Answer] = {}
-        self.asked: list[tuple[str, str]] = []
-
-    def url(self, path: str, host: str = HOST) -> str:
-        return f"https://{host}:{self.port}{path}"
-
-    def says(self, path: str, status: int, body: bytes = b"", **headers: str) -> str:
-        def answer(handler: BaseHTTPRequestHandler) -> None:
-            handler.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                handler.send_header(name, value)
-            handler.end_headers()
-            handler.wfile.write(body)
-
-        self.answers[path] = answer
-        return self.url(path)
 
 
 @pytest.fixture(scope="module")
-def listening() -> Iterator[Server]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            script.asked.append((self.headers["Host"], self.path))
-            with suppress(BrokenPipeError, ConnectionResetError):
-                script.answers[self.path](self)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Quiet(ThreadingHTTPServer):
-        def handle_error(self, *_: object) -> None:
-            pass
-
-    http = Quiet(("127.0.0.1", 0), Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
-    http.socket = context.wrap_socket(http.socket, server_side=True, do_handshake_on_connect=False)
-    script = Server(http.server_address[1])
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield script
-    http.shutdown()
-    thread.join()
-    http.server_close()
+def listening() -> Iterator[Outside]:
+    with listen() as outside:
+        yield outside
 
 
 @pytest.fixture
-def server(listening: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The server, reached by any name; for the test its address counts as public and its certificate is trusted."""
-    listening.answers.clear()
-    listening.asked.clear()
-    monkeypatch.setattr(outward, "find_addresses", lambda host, port: ["127.0.0.1"])
-    monkeypatch.setattr(outward, "is_public", lambda address: True)
-    trusted = outward.watch(ssl.create_default_context(cafile=str(TLS / "certificate.pem")))
-    monkeypatch.setattr(outward, "trust", lambda: trusted)
+def server(listening: Outside, monkeypatch: pytest.MonkeyPatch) -> Outside:
+    """The server, reached by any name."""
+    listening.clear()
+    lead_outside(monkeypatch)
     return listening
 
 
@@ -112,13 +59,13 @@ def refuse_at(url: str) -> SourceError:
     return caught.value
 
 
-def test_an_image_is_fetched_whole(server: Server) -> None:
+def test_an_image_is_fetched_whole(server: Outside) -> None:
     url = server.says("/a%20b.jpg?size=l", 200, b"photo" * 1000)
     assert fetch(url, "/folder", SETTINGS) == Content(b"photo" * 1000, None)
     assert server.asked == [(f"{HOST}:{server.port}", "/a%20b.jpg?size=l")]
 
 
-def test_a_redirect_is_followed_to_an_allowed_host_only(server: Server) -> None:
+def test_a_redirect_is_followed_to_an_allowed_host_only(server: Outside) -> None:
     server.says("/end.jpg", 200, b"photo")
     server.says("/cdn", 302, Location=server.url("/end.jpg", "eu.cdn.example.com"))
     assert read(server.says("/start", 301, Location="/cdn")) == b"photo"
@@ -146,13 +93,13 @@ def test_a_redirect_is_followed_to_an_allowed_host_only(server: Server) -> None:
         (503, "source_unavailable", "transient"),
     ],
 )
-def test_a_status_is_put_in_our_words(server: Server, status: int, code: str, error_class: str) -> None:
+def test_a_status_is_put_in_our_words(server: Outside, status: int, code: str, error_class: str) -> None:
     error = refuse(server.says("/x.jpg", status))
     assert (error.code, error.error_class) == (code, error_class)
     assert f"status {status}" in str(error)
 
 
-def test_too_many_bytes_are_refused_whatever_the_header_says(server: Server) -> None:
+def test_too_many_bytes_are_refused_whatever_the_header_says(server: Outside) -> None:
     assert len(read(server.says("/ok", 200, b"x" * 100_000))) == 100_000
     assert refuse(server.says("/large", 200, b"x" * 100_001)).code == "image_too_large"
 
@@ -166,7 +113,7 @@ def test_too_many_bytes_are_refused_whatever_the_header_says(server: Server) -> 
     assert refuse(server.url("/endless")).code == "image_too_large"
 
 
-def test_a_length_beyond_the_limit_is_refused_before_a_byte_is_read(server: Server) -> None:
+def test_a_length_beyond_the_limit_is_refused_before_a_byte_is_read(server: Outside) -> None:
     waits = threading.Event()
 
     def promise(handler: BaseHTTPRequestHandler) -> None:
@@ -182,7 +129,7 @@ def test_a_length_beyond_the_limit_is_refused_before_a_byte_is_read(server: Serv
     waits.set()
 
 
-def test_a_compressed_bomb_stops_at_the_limit(server: Server) -> None:
+def test_a_compressed_bomb_stops_at_the_limit(server: Outside) -> None:
     bomb = gzip.compress(b"x" * (64 << 20))
     url = server.says("/bomb", 200, bomb, **{"Content-Encoding": "gzip"})
     assert len(bomb) < SETTINGS.max_image_bytes
@@ -209,7 +156,7 @@ def conditional(etag: str, body: bytes) -> Answer:
     return answer
 
 
-def test_an_image_that_did_not_change_is_not_sent_again(server: Server) -> None:
+def test_an_image_that_did_not_change_is_not_sent_again(server: Outside) -> None:
     server.answers["/x.jpg"] = conditional('"one"', b"photo")
     first = download(server.url("/x.jpg"), SETTINGS)
     assert first is not None and first.validator
@@ -219,12 +166,12 @@ def test_an_image_that_did_not_change_is_not_sent_again(server: Server) -> None:
 
 
 @pytest.mark.parametrize("etag", ["", '""', 'W/"one"', "one", '"o\tne"', f'"{"x" * 300}"'])
-def test_a_weak_or_odd_etag_is_not_trusted(server: Server, etag: str) -> None:
+def test_a_weak_or_odd_etag_is_not_trusted(server: Outside, etag: str) -> None:
     url = server.says("/x.jpg", 200, b"photo", **({"ETag": etag} if etag else {}))
     assert download(url, SETTINGS) == Content(b"photo", None)
 
 
-def test_a_tag_that_became_weak_is_asked_again_without_it(server: Server) -> None:
+def test_a_tag_that_became_weak_is_asked_again_without_it(server: Outside) -> None:
     server.answers["/x.jpg"] = conditional('"one"', b"photo")
     first = download(server.url("/x.jpg"), SETTINGS)
     assert first is not None
@@ -232,7 +179,7 @@ def test_a_tag_that_became_weak_is_asked_again_without_it(server: Server) -> Non
     assert download(server.url("/x.jpg"), SETTINGS, first.validator) == Content(b"newer", None)
 
 
-def test_a_tag_holds_for_the_address_it_came_from(server: Server) -> None:
+def test_a_tag_holds_for_the_address_it_came_from(server: Outside) -> None:
     for path in ("/a.jpg", "/b.jpg"):
         server.answers[path] = conditional('"1"', path.encode())
     url = server.says("/photo", 302, Location="/a.jpg")
@@ -244,7 +191,7 @@ def test_a_tag_holds_for_the_address_it_came_from(server: Server) -> None:
     assert second is not None and second.data == b"/b.jpg"
 
 
-def test_no_message_tells_a_secret(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_message_tells_a_secret(server: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "S3cretS1gnature"
     for path, status in (("/403", 403), ("/500", 500)):
         query = f"{path}?X-Amz-Signature={secret}&token={secret}"
@@ -258,13 +205,13 @@ def test_no_message_tells_a_secret(server: Server, monkeypatch: pytest.MonkeyPat
     assert secret not in str(refuse_at(server.url(f"/s?sig={secret}")))
 
 
-def test_a_cut_answer_is_transient(server: Server) -> None:
+def test_a_cut_answer_is_transient(server: Outside) -> None:
     error = refuse(server.says("/cut", 200, b"half", **{"Content-Length": "1000"}))
     assert (error.code, error.error_class) == ("source_unavailable", "transient")
 
 
 @pytest.mark.parametrize("part", ["body", "header", "chunk size", "nothing"])
-def test_a_dripping_answer_ends_at_the_deadline(server: Server, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_a_dripping_answer_ends_at_the_deadline(server: Outside, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """A byte now and then keeps every single wait short; what is bounded is their sum."""
     start = {
         "body": b"HTTP/1.1 200 OK\r\nContent-Length: 90000\r\n\r\n",
@@ -288,7 +235,7 @@ def test_a_dripping_answer_ends_at_the_deadline(server: Server, monkeypatch: pyt
     assert "not finished within" in str(error)
 
 
-def test_the_deadline_is_one_for_all_redirects(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deadline_is_one_for_all_redirects(server: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
     def step(handler: BaseHTTPRequestHandler) -> None:
         time.sleep(0.2)
         handler.send_response(302)
@@ -301,17 +248,17 @@ def test_the_deadline_is_one_for_all_redirects(server: Server, monkeypatch: pyte
     assert "not finished within" in str(refuse(server.url("/step")))
 
 
-def test_a_silent_server_is_transient(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_is_transient(server: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outward, "READ_TIMEOUT_S", 0.1)
     server.answers["/silent"] = lambda handler: time.sleep(0.5)
     assert refuse(server.url("/silent")).error_class == "transient"
 
 
-def test_a_server_that_is_gone_is_transient(server: Server) -> None:
+def test_a_server_that_is_gone_is_transient(server: Outside) -> None:
     assert refuse(f"https://{HOST}:9/x.jpg").code == "source_unavailable"
 
 
-def test_a_certificate_of_another_name_is_refused(server: Server) -> None:
+def test_a_certificate_of_another_name_is_refused(server: Outside) -> None:
     settings = SETTINGS.model_copy(update={"allowed_hosts": ("*",)})
     server.says("/x.jpg", 200, b"photo")
     error = refuse(server.url("/x.jpg", "other.example.org"), settings)
@@ -319,7 +266,7 @@ def test_a_certificate_of_another_name_is_refused(server: Server) -> None:
     assert server.asked == []
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_that_nobody_vouches_for_is_refused(server: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outward, "trust", ssl.create_default_context)
     server.says("/x.jpg", 200, b"photo")
     assert refuse(server.url("/x.jpg")).code == "tls_failed"
@@ -331,8 +278,8 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(server: Server, monkey
 @pytest.mark.parametrize(
     "address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1", "::1", "fd00::1", "0.0.0.0"]
 )
-def test_a_host_that_leads_inside_is_refused(listening: Server, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    listening.asked.clear()
+def test_a_host_that_leads_inside_is_refused(listening: Outside, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    listening.clear()
     settings = SETTINGS.model_copy(update={"allowed_hosts": ("*",)})
     # One public address among them does not help.
     monkeypatch.setattr(outward, "find_addresses", lambda host, port: ["93.184.215.14", address])
@@ -342,13 +289,13 @@ def test_a_host_that_leads_inside_is_refused(listening: Server, monkeypatch: pyt
     assert listening.asked == []
 
 
-def test_an_address_for_a_host_is_checked_too(listening: Server) -> None:
+def test_an_address_for_a_host_is_checked_too(listening: Outside) -> None:
     settings = SETTINGS.model_copy(update={"allowed_hosts": ("*",)})
     for host in ("127.0.0.1", "[::1]", "2130706433", "0x7f.1", "localhost"):
         assert refuse(f"https://{host}:{listening.port}/x.jpg", settings).code == "address_not_public"
 
 
-def test_the_checked_address_is_the_one_connected_to(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checked_address_is_the_one_connected_to(server: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([["127.0.0.1"], ["203.0.113.1"]])  # a resolver that says something else the second time
     monkeypatch.setattr(outward, "find_addresses", lambda host, port: next(answers))
     assert read(server.says("/x.jpg", 200, b"photo")) == b"photo"

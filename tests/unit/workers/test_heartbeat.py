@@ -2,15 +2,12 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
 from orchestrator.state import queries
-from orchestrator.state.database import open_database
-from orchestrator.state.tables import metadata
 from tests.integration.seeding import NUMERICS, REVISION, Seeder
 from workers import heartbeat as heartbeat_module
 from workers.heartbeat import Heartbeat
@@ -20,19 +17,6 @@ WORKER: dict[str, Any] = {
     "id": "w", "host": "host", "pid": 1, "stages": "encode", "device": "cpu", "revision": REVISION,
     "numerics": NUMERICS,
 }  # fmt: skip
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(f"sqlite:///{tmp_path / 'state.db'}")
-    metadata.create_all(engine)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def seed(engine: Engine) -> Seeder:
-    return Seeder(engine)
 
 
 @pytest.fixture
