@@ -2,12 +2,15 @@
 
 Owns the threads that write. Refuses to end a batch that was reopened while its manifest was written. Any number of
 processes may close the same batch. An ended batch that something is decided in later has its manifest written anew.
+What cancelled jobs left in the cache is forgotten, where the cache answers; else its time to live ends it.
 """
 
 import threading
 import time
 
+import redis
 import structlog
+from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -15,13 +18,17 @@ from orchestrator.manifest import write_manifest
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.database import reading
+from orchestrator.state.messages import handoff_key
 from orchestrator.state.queries import Batch
+from orchestrator.state.transitions import BatchStatus, Stage
 from orchestrator.storage import StorageError
 
 # A manifest of a million lines takes a minute: others end beside it.
 WRITERS = 4
 # Somebody walks through a contact sheet at a few decisions a second: a manifest is written for many of them.
 TELLING_INTERVAL_S = 2.0
+CACHE_S = 5.0
+_LEFT_BY = (Stage.ENCODE, Stage.SAMPLE)
 log = structlog.get_logger("closing")
 
 
@@ -70,10 +77,23 @@ class Closer:
             found = queries.read_batch(connection, batch.id)
         if closed and found is not None:
             log.info("batch closed", batch=batch.id, status=found.status)
+            if found.status == BatchStatus.CANCELLED:
+                self._forget_handoffs(batch.id)
         if found is None or found.ended_at is None:
             return None
         # Also where a decision came meanwhile: of several writers the last one to end has seen all of them.
         return None if (found.reopened, found.decisions) == (batch.reopened, batch.decisions) else found
+
+    def _forget_handoffs(self, batch_id: str) -> None:
+        if self._settings.cache_url is None:
+            return
+        cache = redis.Redis.from_url(self._settings.cache_url, socket_timeout=CACHE_S, socket_connect_timeout=CACHE_S)
+        try:
+            with cache, reading(self._engine).connect() as connection:
+                for ids in queries.cancelled_midway(connection, batch_id):
+                    cache.unlink(*(handoff_key(batch_id, job_id, stage) for job_id in ids for stage in _LEFT_BY))
+        except RedisError as error:
+            log.warning("handoffs left to their time to live", batch=batch_id, error=str(error).partition("\n")[0])
 
     def tell_decisions(self) -> None:
         """Begin to write the manifests of ended batches anew whose decisions they do not tell yet."""

@@ -18,12 +18,12 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.closing import Closer
-from orchestrator.control import break_off, enforce
+from orchestrator.control import break_off, cancel_unread, enforce
 from orchestrator.deliverer import Deliverer
 from orchestrator.rescuer import Rescuer
 from orchestrator.scheduler import Scheduler
 from orchestrator.settings import Settings
-from orchestrator.state import queries
+from orchestrator.state import patience, queries
 from orchestrator.state.database import open_database, reading
 from orchestrator.state.messages import Bell, bells_needed, broker_options, ring
 from orchestrator.state.queries import AGING_S, Batch
@@ -35,6 +35,8 @@ REFILL_SHARE = 4
 # What one tick gives to cancelling or expiring the jobs of one batch: others are not kept waiting.
 ENFORCE_S = 0.2
 BREAKER_INTERVAL_S = 1.0
+# How often rows are looked for that no catalogue stands behind any more.
+UNREAD_INTERVAL_S = 5.0
 STOP_S = 10.0
 log = structlog.get_logger("dispatcher")
 
@@ -45,13 +47,14 @@ class Dispatcher:
     def __init__(self, engine: Engine, settings: Settings, ring: Callable[[Sequence[Bell]], None]) -> None:
         self._engine, self._settings, self._ring = engine, settings, ring
         self._closer = Closer(engine, settings)
-        self._next_break_s = 0.0
+        self._next_break_s = self._next_unread_s = 0.0
 
     def tick(self) -> int:
         """Do what was asked of the batches, queue what fits, close what has ended; gives the number of jobs queued."""
         with reading(self._engine).connect() as connection:
             batches = queries.open_batches(connection)
         self._closer.tell_decisions()
+        self._cancel_unread()
         if not batches:
             return 0
         with reading(self._engine).connect() as connection:
@@ -81,6 +84,14 @@ class Dispatcher:
                 if count < share:
                     exhausted.add(batch.id)
         return queued
+
+    def _cancel_unread(self) -> None:
+        if time.monotonic() < self._next_unread_s:
+            return
+        self._next_unread_s = time.monotonic() + UNREAD_INTERVAL_S
+        cancelled = cancel_unread(self._engine, ENFORCE_S)
+        if cancelled:
+            log.info("jobs of unreadable catalogues cancelled", jobs=cancelled)
 
     def _break_off(self, batches: Sequence[Batch]) -> None:
         began_s = time.monotonic()
@@ -164,10 +175,11 @@ def rank(batch: Batch, now_s: float) -> int:
 def serve(settings: Settings, stop: threading.Event) -> None:
     """Dispatch, rescue, fire schedules and tell webhooks until `stop` is set.
 
-    A database or broker that is away is waited for.
+    A database or broker that is away is waited for; one that says nothing is given up and asked anew.
     """
     assert settings.database_url is not None and settings.broker_url is not None
     engine = open_database(settings.database_url, relaxed=True)
+    patience.watch(engine)
     app = Celery("kontext", set_as_current=False)
     app.conf.update(broker_options(settings.broker_url))
     ring_all = _quiet_ringer(app)

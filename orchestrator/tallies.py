@@ -72,8 +72,8 @@ class Tallies:
         return {batch.id: found.get(batch.id) or self._known[batch.id].counts for batch in batches}
 
     def _holds(self, batch: Batch, tally: _Tally) -> bool:
-        if batch.ended_at is not None:
-            return True
+        if batch.ended_at is not None and tally.counts.ended == tally.counts.total:
+            return True  # else its catalogue became unreadable, and its jobs are being cancelled
         return self._clock() - tally.at_s < REST * tally.cost_s
 
     def _count(self, batches: Sequence[Batch]) -> None:

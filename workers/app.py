@@ -92,7 +92,8 @@ def serve(
     engine, shift = open_database(settings.database_url, relaxed=True), Shift()
     shift.watch(engine)
     scope = f"{editor.revision}\n{settings.numerics}"
-    handoffs = Handoffs(_open_redis(settings.cache_url, timeout_s=30), ttl_s=settings.handoff_ttl_s, scope=scope)
+    cache, dtype = _open_redis(settings.cache_url, timeout_s=30), getattr(torch, settings.dtype)
+    handoffs = Handoffs(cache, ttl_s=settings.handoff_ttl_s, scope=scope, dtype=dtype)
     _register(engine, settings, stages, worker_id, editor.revision)
     heartbeat = Heartbeat(engine, worker_id, settings.heartbeat_s, shift)
     listener = Listener(settings, stages, editor.revision, worker_id)

@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from kontext_model.text import TextEmbeds
+from orchestrator.state.messages import handoff_key
 from orchestrator.state.queries import Claimed
 from orchestrator.state.transitions import Stage
 
@@ -24,38 +25,41 @@ HEADER_BYTES = 1024
 """More than the header of two tensors takes."""
 EMBEDS_BYTES = 64 << 20
 """More than a text takes: 512 tokens of 4096 floats are 8 MiB."""
-DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
 class Handoffs:
     """Latents by job and stage, text embeds by text and checkpoint."""
 
-    def __init__(self, cache: redis.Redis, *, ttl_s: int, scope: str) -> None:
-        """`scope` names checkpoint revision and numerics: embeds of another model are never met."""
-        self._cache, self._ttl_s, self._scope = cache, ttl_s, scope
+    def __init__(self, cache: redis.Redis, *, ttl_s: int, scope: str, dtype: torch.dtype = torch.float32) -> None:
+        """`scope` names checkpoint revision and numerics: embeds of another model are never met.
+
+        `dtype` is the model's, in which all is stored; what comes back in another one is not ours.
+        """
+        self._cache, self._ttl_s, self._scope, self._dtype = cache, ttl_s, scope, dtype
         self._used: list[str] = []
         self._latest: dict[str, Tensor] = {}
 
     def put(self, stage: Stage, latents: Mapping[Claimed, Tensor]) -> None:
         """Store what `stage` made of each job, (S, 64), in one round trip."""
+        stored = {_key(job, stage): tensor.to(self._dtype).contiguous() for job, tensor in latents.items()}
         with self._cache.pipeline(transaction=False) as pipeline:
             if self._used:
                 pipeline.unlink(*self._used)
-            for job, tensor in latents.items():
-                pipeline.set(_key(job, stage), save({"latents": tensor.contiguous()}), ex=self._ttl_s)
+            for key, tensor in stored.items():
+                pipeline.set(key, save({"latents": tensor}), ex=self._ttl_s)
             pipeline.execute()
         self._used.clear()
         # A worker of several stages goes on with what it has just put: that is not fetched back.
-        self._latest = {_key(job, stage): tensor for job, tensor in latents.items()}
+        self._latest = stored
 
     def take(self, stage: Stage, unit: Sequence[Claimed], shape: tuple[int, int]) -> dict[int, Tensor]:
         """What `stage` left for these jobs, by job id; without those that are gone, or other than latents (S, 64)."""
         keys = {job.id: _key(job, stage) for job in unit}
         taken = {id_: self._latest[key] for id_, key in keys.items() if key in self._latest}
         asked = [id_ for id_ in keys if id_ not in taken]
-        limit_bytes = 8 + HEADER_BYTES + math.prod(shape) * torch.float32.itemsize
+        limit_bytes = 8 + HEADER_BYTES + math.prod(shape) * self._dtype.itemsize
         for id_, data in zip(asked, self._fetch([keys[id_] for id_ in asked], limit_bytes), strict=True):
-            tensors = _load(data, limit_bytes)
+            tensors = self._load(data, limit_bytes)
             if tensors.keys() == {"latents"} and tuple(tensors["latents"].shape) == shape:
                 taken[id_] = tensors["latents"]
         return taken
@@ -77,13 +81,14 @@ class Handoffs:
 
     def put_embeds(self, text: str, embeds: TextEmbeds) -> None:
         """Store one text's embeds, shared by all jobs that ask for it."""
-        data = save({"pooled": embeds.pooled.contiguous(), "sequence": embeds.sequence.contiguous()})
+        parts = {"pooled": embeds.pooled, "sequence": embeds.sequence}
+        data = save({name: part.to(self._dtype).contiguous() for name, part in parts.items()})
         self._cache.set(self._embeds_key(text), data, ex=self._ttl_s)
 
     def take_embeds(self, text: str) -> TextEmbeds | None:
         """One text's embeds, or None when they are gone."""
         [data] = self._fetch([self._embeds_key(text)], EMBEDS_BYTES)
-        tensors = _load(data, EMBEDS_BYTES)
+        tensors = self._load(data, EMBEDS_BYTES)
         if tensors.keys() != {"pooled", "sequence"}:
             return None
         pooled, sequence = tensors["pooled"], tensors["sequence"]
@@ -104,24 +109,28 @@ class Handoffs:
                 raise value
         return values
 
+    def _load(self, data: object, limit_bytes: int) -> dict[str, Tensor]:
+        """The tensors in these bytes; none where they are too many, no plain safetensors, or of another dtype."""
+        if not isinstance(data, bytes) or not 8 < len(data) <= limit_bytes:
+            return {}
+        if int.from_bytes(data[:8], "little") > HEADER_BYTES:
+            return {}
+        try:
+            tensors = dict(load(data))
+        except (
+            SafetensorError,
+            KeyError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+        ):  # a dtype torch lacks, a size it refuses
+            return {}
+        return tensors if all(tensor.dtype == self._dtype for tensor in tensors.values()) else {}
+
     def _embeds_key(self, text: str) -> str:
         digest = hashlib.sha256(f"{self._scope}\n{text}".encode()).hexdigest()
         return f"kontext:embeds:{digest}"
 
 
 def _key(job: Claimed, stage: Stage) -> str:
-    # The batch's id is unique over all databases that may share a cache, a job's number is not.
-    return f"kontext:handoff:{job.batch_id}:{job.id}:{stage.value}"
-
-
-def _load(data: object, limit_bytes: int) -> dict[str, Tensor]:
-    """The floating-point tensors in these bytes; none where they are too many, or are not plain safetensors."""
-    if not isinstance(data, bytes) or not 8 < len(data) <= limit_bytes:
-        return {}
-    if int.from_bytes(data[:8], "little") > HEADER_BYTES:
-        return {}
-    try:
-        tensors = dict(load(data))
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError):  # a dtype torch lacks, a size it refuses
-        return {}
-    return tensors if all(tensor.dtype in DTYPES for tensor in tensors.values()) else {}
+    return handoff_key(job.batch_id, job.id, stage)

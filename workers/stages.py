@@ -53,10 +53,11 @@ def encode(bench: Bench, recipe: Recipe, unit: Sequence[Claimed]) -> Outcome:
     """Fetch and check the photos, reuse what exists, encode the rest as condition latents and the prompts as embeds."""
     outcome, clock = Outcome(), _Clock(unit)
     photos: dict[Claimed, Image.Image] = {}
-    images = _read(bench, unit, _recall(bench, unit), outcome, clock)
+    uris = _locate(bench, unit)
+    images = _read(bench, unit, uris, _recall(bench, unit[0].batch_id, uris), outcome, clock)
     _reuse(bench, images, outcome, clock)
     # What is unchanged and has no picture yet is read after all.
-    images |= _read(bench, [job for job in images if images[job].data is None], {}, outcome, clock)
+    images |= _read(bench, [job for job in images if images[job].data is None], uris, {}, outcome, clock)
     whole = {job: image.data for job, image in images.items() if image.data is not None}
     opened = bench.each(lambda job: bench.decoders.open(whole[job]), list(whole), bench.decoders.count)
     by_canvas: dict[Canvas, list[Claimed]] = defaultdict(list)
@@ -204,22 +205,28 @@ class _Image:
     data: bytes | None
 
 
-def _recall(bench: Bench, unit: Sequence[Claimed]) -> Mapping[Claimed, Source]:
-    """What is remembered of the unit's images. A reference that leads nowhere is for `_read` to refuse."""
+def _locate(bench: Bench, unit: Sequence[Claimed]) -> dict[Claimed, str]:
+    """Where the unit's images lie. A reference that leads nowhere is left out: it is for `_read` to refuse."""
     uris: dict[Claimed, str] = {}
     for job in unit:
         with suppress(source.SourceError, StorageError):
-            uris[job] = _locate(bench, job)
-    known = bench.ledger.recall(unit[0].batch_id, list(uris.values()))
+            uris[job] = source.locate(job.image, bench.batch(job.batch_id).image_root)
+    return uris
+
+
+def _recall(bench: Bench, batch_id: str, uris: Mapping[Claimed, str]) -> Mapping[Claimed, Source]:
+    """What is remembered of images, by where they lie."""
+    known = bench.ledger.recall(batch_id, list(uris.values()))
     return {job: known[uri] for job, uri in uris.items() if uri in known}
 
 
-def _locate(bench: Bench, job: Claimed) -> str:
-    return source.locate(job.image, bench.batch(job.batch_id).image_root)
-
-
 def _read(
-    bench: Bench, unit: Sequence[Claimed], known: Mapping[Claimed, Source], outcome: Outcome, clock: _Clock
+    bench: Bench,
+    unit: Sequence[Claimed],
+    uris: Mapping[Claimed, str],
+    known: Mapping[Claimed, Source],
+    outcome: Outcome,
+    clock: _Clock,
 ) -> dict[Claimed, _Image]:
     """Fetch the images of a unit, but for the bytes of those that are known and unchanged; notes the failures."""
 
@@ -232,7 +239,7 @@ def _read(
         else:
             sha256, data = hashlib.sha256(content.data).hexdigest(), content.data
             if content.validator is not None:
-                bench.ledger.learn(_locate(bench, job), content.validator, sha256)
+                bench.ledger.learn(uris[job], content.validator, sha256)
         source.check_digest(job.image, image_root, sha256)
         print_ = fingerprint(sha256, job.recipe_id, job.seed, bench.editor.revision, bench.settings.numerics)
         return _Image(sha256, print_, data)

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from orchestrator.access.sessions import Sessions
 from orchestrator.settings import Settings
+from orchestrator.state import patience
 from orchestrator.state.database import open_database
 
 BROKER_S = 2.0
@@ -40,6 +41,7 @@ def open_resources(settings: Settings) -> Resources:
     """Open what these settings name; nothing is connected yet. Needs `database_url` and `broker_url`."""
     assert settings.database_url is not None and settings.broker_url is not None
     engine = open_database(settings.database_url, pool_size=POOL_SIZE)
+    patience.watch(engine)
     # One retry, for a pooled connection that the broker has closed meanwhile.
     options = {"socket_timeout": BROKER_S, "socket_connect_timeout": BROKER_S, "retry": Retry(NoBackoff(), 1)}
     broker = redis.Redis.from_url(settings.broker_url, **options)

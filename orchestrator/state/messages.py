@@ -1,7 +1,7 @@
 """The wire contract: a bell says which stage has work, in which group, and nothing else.
 
-Owns the names of tasks and queues and the broker's settings, shared by those who ring and those who listen. Pure data:
-imports no Celery. A bell that is lost, late or doubled changes nothing, since rows are claimed in SQL.
+Owns the names of tasks, queues and handoffs and the broker's settings, shared by those who ring and those who listen.
+Pure data: imports no Celery. A bell that is lost, late or doubled changes nothing, since rows are claimed in SQL.
 """
 
 from collections.abc import Iterable
@@ -58,6 +58,12 @@ def queue_names(stage: Stage, revision: str) -> tuple[str, str]:
     """The queues of a stage and checkpoint revision: that of recovered jobs, and the usual one."""
     usual = f"{stage.value}.{revision[:12]}"
     return f"recovered.{usual}", usual
+
+
+def handoff_key(batch_id: str, job_id: int, stage: Stage) -> str:
+    """Where what `stage` made of a job lies in the cache."""
+    # The batch's id is unique over all databases that may share a cache, a job's number is not.
+    return f"kontext:handoff:{batch_id}:{job_id}:{stage.value}"
 
 
 def bells_needed(rows: int, unit_size: int) -> int:

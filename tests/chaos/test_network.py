@@ -1,7 +1,9 @@
 """What lies between us and our servers breaks: the clients of broker, S3 and database, each through the proxy."""
 
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from threading import Timer
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,12 +14,16 @@ from celery import Celery
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
+from orchestrator import dispatcher
 from orchestrator.settings import Settings
+from orchestrator.state import patience
 from orchestrator.state.database import open_database, reading
 from orchestrator.state.messages import Bell, broker_options, ring
+from orchestrator.state.tables import metadata
 from orchestrator.state.transitions import Stage
 from orchestrator.storage import Store, Unavailable, open_store
 from tests.chaos.proxy import HOST, Mode, Proxy
+from tests.integration.seeding import Seeder
 
 BELL = Bell(Stage.ENCODE, "a" * 40, "recipe")
 
@@ -142,6 +148,61 @@ class TestDatabase:
             self.one(engine)
         assert raised.value.connection_invalidated
         assert self.one(engine) == 1
+
+    @pytest.mark.parametrize("moment", ["statement", "commit", "first"])
+    def test_a_server_that_says_nothing_is_given_up(self, database: tuple[Engine, Proxy], moment: str) -> None:
+        """Every byte is taken and acknowledged, none is answered: TCP sees nothing wrong."""
+        engine, proxy = database
+        patience.watch(engine, 0.6)
+        if moment == "first":
+            proxy.silencing = (b"pg_catalog.version",)
+        else:
+            assert self.one(engine) == 1
+        if moment == "statement":
+            proxy.silence()
+        proxy.silencing += (b"COMMIT",) if moment == "commit" else ()
+        began_s = time.monotonic()
+        with pytest.raises(DBAPIError) as raised, engine.begin() as connection:
+            connection.execute(text("SELECT 1"))
+        assert raised.value.connection_invalidated or moment == "first"
+        assert 0.5 < time.monotonic() - began_s < 3
+        proxy.silencing = ()
+        assert self.one(engine) == 1
+
+    def test_who_is_slow_but_answers_is_waited_for(self, database: tuple[Engine, Proxy]) -> None:
+        engine, _ = database
+        patience.watch(engine, 1.2)
+        with engine.begin() as connection:
+            for _ in range(4):
+                connection.execute(text("SELECT pg_sleep(0.5)"))
+            time.sleep(1.6)  # nobody waits for the server meanwhile
+            assert connection.execute(text("SELECT 1")).scalar_one() == 1
+
+    def test_a_dispatcher_recovers_from_a_silent_database(
+        self, database: tuple[Engine, Proxy], valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine, proxy = database
+        metadata.create_all(engine)
+        seed = Seeder(engine)
+        monkeypatch.setattr(patience.watch, "__defaults__", (1.0,))
+        url = engine.url.render_as_string(hide_password=False)
+        settings = Settings(home=tmp_path, database_url=url, broker_url=valkey_url, cache_url=valkey_url)
+        stop = threading.Event()
+        serving = threading.Thread(target=dispatcher.serve, args=(settings, stop))
+        serving.start()
+        try:
+            for batch_id in ("before", "after"):
+                seed.batch(batch_id, jobs=1)
+                until_s = time.monotonic() + 8
+                while seed.rows(batch_id)[0]["state"] != "queued":
+                    assert time.monotonic() < until_s, f"{batch_id}: the dispatcher does not go on"
+                    time.sleep(0.05)
+                engine.dispose()  # ours are not the ones that go silent
+                assert proxy.silence() >= 1
+        finally:
+            stop.set()
+            serving.join(20)
+        assert not serving.is_alive()
 
     def test_a_stall_is_waited_for(self, database: tuple[Engine, Proxy]) -> None:
         engine, proxy = database

@@ -1,13 +1,19 @@
 """What people ask of a batch: each request is idempotent, true at the next claim, and keeps what had succeeded."""
 
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from sqlalchemy import update
 
-from orchestrator import closing, control
+from orchestrator import batches as batches_room
+from orchestrator import closing, control, submission
+from orchestrator.batches import create_batch, ingest
+from orchestrator.catalogs import CatalogueError, Row, open_catalogue
 from orchestrator.control import ControlError
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.manifest import write_manifest
@@ -15,9 +21,12 @@ from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.bulk import insert_jobs
 from orchestrator.state.database import now
+from orchestrator.state.messages import handoff_key
 from orchestrator.state.queries import Advanced, Failed, Finished, Group
 from orchestrator.state.tables import batches, jobs
 from orchestrator.state.transitions import BATCH_MOVES, BatchStatus, JobState, Stage
+from orchestrator.tallies import Tallies
+from tests.integration.night import Night
 from tests.integration.seeding import RECIPE, REVISION, Seeder, job_row
 
 ENCODE = Group(Stage.ENCODE, RECIPE, "", REVISION)
@@ -71,6 +80,71 @@ def test_a_request_moves_a_batch_only_where_that_is_legal_and_twice_is_as_good_a
         return
     again = ask(seed.engine, "b")
     assert not again.changed and again.batch.status in over
+
+
+def test_rows_of_a_catalogue_that_became_unreadable_end_cancelled(seed: Seeder, tmp_path: Path) -> None:
+    night = Night(seed.engine, tmp_path)
+    catalogue = open_catalogue(night.write("a", "b", "c"), night.settings)
+    request = submission.make_request(night.settings, {"prompt": "x"})
+
+    class Torn:
+        """A catalogue that can be read as far as its second row."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(catalogue, name)
+
+        def rows(self, after_line: int = 0) -> Iterator[Row]:
+            yield from islice(catalogue.rows(after_line), 2)
+            raise CatalogueError("the store is gone")
+
+    torn: Any = Torn()
+    batch = create_batch(seed.engine, torn, request, "torn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(batches_room.CHUNK_ROWS, seed.engine.dialect.name, 2)
+        with pytest.raises(CatalogueError):
+            ingest(seed.engine, batch, torn, request)
+    assert {row["state"] for row in seed.rows("torn")} == {"pending"}
+    tallies = Tallies(seed.engine)
+    failed = seed.do(queries.read_batch, "torn")
+    assert failed.status == S.FAILED and tallies.counts(failed).pending > 0
+    dispatcher = Dispatcher(seed.engine, night.settings, lambda bells: None)
+    dispatcher.tick()
+    assert {row["state"] for row in seed.rows("torn")} == {"cancelled"}
+    assert seed.do(queries.read_batch, "torn").status == S.FAILED
+    until_s = time.monotonic() + 5
+    while tallies.counts(failed).pending:  # nor is what was counted before told for ever
+        assert time.monotonic() < until_s
+    tallies.close()
+
+
+def test_what_cancelled_jobs_left_in_the_cache_is_forgotten(seed: Seeder, tmp_path: Path, valkey_url: str) -> None:
+    settings = Settings(window_jobs=64, unit_size=8, cache_url=valkey_url)
+    dispatcher = Dispatcher(seed.engine, settings, lambda bells: None)
+    for batch_id in ("b", "other"):
+        seed.queued(3, batch_id, results_uri=str(tmp_path / batch_id))
+    unit = seed.claim(ENCODE)
+    seed.do(queries.advance, Stage.ENCODE, [Advanced(job.id, job.attempt, 0.1, "64x64") for job in unit])
+    keys = {job: handoff_key(job.batch_id, job.id, Stage.ENCODE) for job in unit}
+    with redis.Redis.from_url(valkey_url) as cache:
+        for key in keys.values():
+            cache.set(key, b"latents")
+        control.cancel(seed.engine, "b")
+        dispatcher.tick()
+        dispatcher.wait()
+        assert seed.do(queries.read_batch, "b").status == S.CANCELLED
+        assert {job.batch_id for job, key in keys.items() if cache.exists(key)} == {"other"}
+
+
+def test_a_cache_that_is_away_keeps_no_batch_from_ending(seed: Seeder, tmp_path: Path) -> None:
+    settings = Settings(window_jobs=64, unit_size=8, cache_url="redis://127.0.0.1:1/0")
+    dispatcher = Dispatcher(seed.engine, settings, lambda bells: None)
+    seed.queued(1, results_uri=str(tmp_path))
+    unit = seed.claim(ENCODE)
+    seed.do(queries.advance, Stage.ENCODE, [Advanced(job.id, job.attempt, 0.1, "64x64") for job in unit])
+    control.cancel(seed.engine, "b")
+    dispatcher.tick()
+    dispatcher.wait()
+    assert seed.do(queries.read_batch, "b").status == S.CANCELLED
 
 
 def test_a_batch_that_does_not_exist_is_told(seed: Seeder) -> None:

@@ -17,7 +17,6 @@ from safetensors.torch import save
 from kontext_model.text import TextEmbeds
 from orchestrator.state.queries import Claimed
 from orchestrator.state.transitions import Stage
-from workers import handoff
 from workers.handoff import EMBEDS_BYTES, HEADER_BYTES, Handoffs
 
 SHAPE = (4, 64)
@@ -55,11 +54,23 @@ def take(cache: redis.Redis, handoffs: Handoffs, data: bytes) -> Mapping[int, to
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_latents_come_back_as_they_went(cache: redis.Redis, handoffs: Handoffs, dtype: torch.dtype) -> None:
     latents = torch.randn(SHAPE).to(dtype)
-    handoffs.put(Stage.ENCODE, {JOB: latents})
-    elsewhere = Handoffs(cache, ttl_s=60, scope="test")
+    Handoffs(cache, ttl_s=60, scope="test", dtype=dtype).put(Stage.ENCODE, {JOB: latents})
+    elsewhere = Handoffs(cache, ttl_s=60, scope="test", dtype=dtype)
     [taken] = elsewhere.take(Stage.ENCODE, [JOB], SHAPE).values()
     assert taken.dtype == dtype and torch.equal(taken, latents)
     assert 0 < cache.ttl(KEY) <= 60
+
+
+def test_what_is_not_of_the_models_dtype_is_made_so_before_it_is_stored(cache: redis.Redis) -> None:
+    latents = torch.randn(SHAPE)
+    half = Handoffs(cache, ttl_s=60, scope="test", dtype=torch.bfloat16)
+    half.put(Stage.ENCODE, {JOB: latents})
+    half.put_embeds(TEXT, TextEmbeds(torch.randn(1, 8), torch.randn(1, 16, 8)))
+    for handoffs in (half, Handoffs(cache, ttl_s=60, scope="test", dtype=torch.bfloat16)):
+        [taken] = handoffs.take(Stage.ENCODE, [JOB], SHAPE).values()
+        assert torch.equal(taken, latents.bfloat16())
+    found = half.take_embeds(TEXT)
+    assert found is not None and found.sequence.dtype == torch.bfloat16
 
 
 def test_embeds_come_back_and_none_are_missing(cache: redis.Redis, handoffs: Handoffs) -> None:
@@ -76,6 +87,8 @@ def test_embeds_come_back_and_none_are_missing(cache: redis.Redis, handoffs: Han
     [
         b"",
         b"\x80\x04\x95pickle",
+        forge(tensor("F16", [4, 64], 512), bytes(512)),
+        forge(tensor("BF16", [4, 64], 512), bytes(512)),
         forge(tensor("F64", [4, 64], 2048), bytes(2048)),
         forge(tensor("I64", [4, 64], 2048), bytes(2048)),
         forge(tensor("BOOL", [4, 64], 256), bytes(256)),
@@ -133,6 +146,7 @@ def test_a_giant_value_is_never_fetched(cache: redis.Redis, handoffs: Handoffs) 
         {"pooled": torch.zeros(1, 8), "sequence": torch.zeros(16, 8)},
         {"pooled": torch.zeros(2, 8), "sequence": torch.zeros(2, 16, 8)},
         {"pooled": torch.zeros(1, 8), "sequence": torch.zeros(1, 16, 8, dtype=torch.int64)},
+        {"pooled": torch.zeros(1, 8).half(), "sequence": torch.zeros(1, 16, 8).half()},
         {"pooled": torch.zeros(1, 8), "sequence": torch.zeros(1, 16, 8), "more": torch.zeros(1)},
         {"pooled": torch.zeros(1, 8), "sequence": torch.zeros(1, 1, EMBEDS_BYTES // 4)},
     ],
@@ -160,6 +174,6 @@ def test_forged_embeds_are_missing(cache: redis.Redis, handoffs: Handoffs, tenso
 )
 def test_whatever_lies_in_redis_is_latents_or_missing(data: bytes) -> None:
     limit_bytes = 8 + HEADER_BYTES + 1024
-    for found in handoff._load(data, limit_bytes).values():
-        assert found.dtype in handoff.DTYPES
+    for found in Handoffs(redis.Redis(), ttl_s=60, scope="test")._load(data, limit_bytes).values():
+        assert found.dtype == torch.float32
         assert found.numel() * found.itemsize <= limit_bytes
