@@ -11,7 +11,10 @@ import jsonschema
 import pytest
 import typer
 import yaml
+from fastapi.routing import iter_route_contexts
 
+from orchestrator.access.scopes import Scope
+from orchestrator.api import health
 from orchestrator.cli import app
 from orchestrator.settings import FOREIGN, PREFIX, Settings, read_settings
 from orchestrator.state.transitions import Stage
@@ -265,3 +268,15 @@ def test_the_filled_in_secrets_stay_out_of_git_and_of_the_images() -> None:
     assert ".env" in (DEPLOY / ".gitignore").read_text().splitlines()
     for dockerfile in DOCKERFILES:
         assert (DEPLOY / f"{dockerfile.name}.dockerignore").read_text().splitlines()[1] == "*"
+
+
+def test_prometheus_asks_a_service_there_is_with_a_key_from_a_file(services: dict[str, Any]) -> None:
+    (job,) = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text(encoding="utf-8"))["scrape_configs"]
+    (target,) = job["static_configs"][0]["targets"]
+    name, port = target.split(":")
+    command = services[name]["command"]
+    assert command[0] == "serve" and port in {str(word) for word in command}
+    assert job["metrics_path"] in {context.path for context in iter_route_contexts([*health.router.routes])}
+    assert job["authorization"] == {"type": "Bearer", "credentials_file": "/etc/prometheus/kontext.key"}
+    (line,) = re.findall(r"run --rm --no-TTY cli (.*?) \|", (DEPLOY / "README.md").read_text(encoding="utf-8"))
+    assert parse(shlex.split(line)) == {"name": "prometheus", "scope": Scope.READ, "json": False}
