@@ -55,7 +55,7 @@ class _Require(SecurityBase):
     scheme_name: str = "key"
     model: BearerModel = field(default_factory=lambda: BearerModel(description="An API key: kx_…"))
 
-    def __call__(self, request: Request) -> Caller:
+    async def __call__(self, request: Request) -> Caller:  # or a thread would be asked for it
         return caller_of(request, self.scope)
 
 

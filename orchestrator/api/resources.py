@@ -54,5 +54,9 @@ def resources_of(request: Request) -> Resources:
     return found
 
 
-Open = Annotated[Resources, Depends(resources_of)]
+async def _opened(request: Request) -> Resources:
+    return resources_of(request)  # at once: a plain function would be sent to a thread
+
+
+Open = Annotated[Resources, Depends(_opened)]
 """The parameter of a route that works with them."""

@@ -69,7 +69,7 @@ class Kept:
         return self.opened.service(Tallies).counts_of(batches)
 
 
-def kept_of(request: Request) -> Kept:
+async def kept_of(request: Request) -> Kept:
     """The services of the application that answers this request."""
     return Kept(resources_of(request))
 
