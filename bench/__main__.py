@@ -5,10 +5,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import api, images, ingest, pipeline
+from bench import api, images, ingest, pipeline, pollers
 from bench.figure import Figure, render
 from orchestrator.local_stack import ensure_stack, stop_stack
 from orchestrator.settings import Settings
+
+PARTS = ("ingest", "api", "pipeline", "images", "pollers")
 
 
 def main() -> int:
@@ -16,9 +18,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=int, help="runs of each side (default 3, quick 1)")
-    parser.add_argument("--only", choices=("ingest", "api", "pipeline", "images"), action="append")
+    parser.add_argument("--only", choices=PARTS, action="append")
     given = parser.parse_args()
-    chosen = given.only or ["ingest", "api", "pipeline", "images"]
+    chosen = given.only or PARTS
     repeats = given.repeats or (1 if given.quick else 3)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="kontext-bench-") as scratch:
@@ -36,6 +38,8 @@ def main() -> int:
                 figures += pipeline.measure(folder, settings.broker_url, count=count, repeats=repeats)
             if "images" in chosen:
                 figures += images.measure(folder, settings, photos=16 if given.quick else 64, repeats=repeats)
+            if "pollers" in chosen:
+                figures += pollers.measure(folder, settings, seconds=10 if given.quick else 40, pairs=repeats)
         finally:
             stop_stack(Settings(home=folder / "home"))
             print(render(figures))  # what was measured before a failure too

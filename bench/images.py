@@ -39,7 +39,7 @@ BAR = 1.2
 
 def measure(folder: Path, stack: Settings, *, photos: int, repeats: int) -> list[Figure]:
     """One figure: the same photos, checkpoint, steps and prompt on both sides; pictures compared as law 6 says."""
-    checkpoint = _checkpoint(folder)
+    checkpoint = checkpoint_folder(folder)
     ours: list[float] = []
     theirs: list[float] = []
     worst = 0.0
@@ -47,7 +47,7 @@ def measure(folder: Path, stack: Settings, *, photos: int, repeats: int) -> list
         prefix = f"{BUCKET}/bench/{repeat}"
         store = open_store(f"{prefix}/in", stack)
         for index in range(photos):
-            store.put(f"{index:04d}.jpg", _photo(1_000 * repeat + index))
+            store.put(f"{index:04d}.jpg", make_photo(1_000 * repeat + index))
         theirs.append(photos / _run_loop(stack, checkpoint, prefix))
         with fresh_database(folder, "sqlite") as database:
             settings = stack.model_copy(
@@ -64,13 +64,15 @@ def measure(folder: Path, stack: Settings, *, photos: int, repeats: int) -> list
     ]
 
 
-def _photo(seed: int) -> bytes:
+def make_photo(seed: int) -> bytes:
+    """A drawn photo as a JPEG, the same for the same seed."""
     buffer = io.BytesIO()
     draw(seed, SIDE_PX, "flat-lay").photo.save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
 
 
-def _checkpoint(folder: Path) -> Path:
+def checkpoint_folder(folder: Path) -> Path:
+    """The small checkpoint that is shipped; where it is not, one like it with random weights."""
     shipped = Path(wardrobe.__file__).parent / "checkpoint"
     return shipped if shipped.is_dir() else make_checkpoint(folder / "checkpoint", size="small")
 
@@ -94,10 +96,10 @@ def _run_ours(settings: Settings, prefix: str) -> tuple[float, dict[str, str]]:
     )
     workers = [["-m", "workers", "--stages", "encode,sample,decode", "--name", f"bench-{i}"] for i in range(WORKERS)]
     with running(settings, [*workers, ["-m", "orchestrator.cli", "dispatch"]]):
-        _await(lambda: _live(engine, settings) == WORKERS)
+        await_until(lambda: live_workers(engine, settings) == WORKERS)
         catalogue = open_catalogue(f"{prefix}/in/", settings)
         batch = ingest(engine, create_batch(engine, catalogue, request), catalogue, request)
-        _await(lambda: _ended(engine, batch.id))
+        await_until(lambda: _ended(engine, batch.id))
     jobs = list(describe_jobs(engine, batch))
     with reading(engine).connect() as connection:
         done = queries.read_batch(connection, batch.id)
@@ -125,7 +127,8 @@ def _pixels(data: bytes) -> Any:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=np.int16)
 
 
-def _live(engine: Engine, settings: Settings) -> int:
+def live_workers(engine: Engine, settings: Settings) -> int:
+    """How many workers are ready."""
     with reading(engine).connect() as connection:
         return len(queries.live_workers(connection, lease_s=settings.lease_s))
 
@@ -136,7 +139,8 @@ def _ended(engine: Engine, batch_id: str) -> bool:
     return batch is not None and batch.status == BatchStatus.COMPLETED
 
 
-def _await(condition: Callable[[], bool]) -> None:
+def await_until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition. Raises TimeoutError."""
     patience = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > patience:
