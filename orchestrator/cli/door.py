@@ -46,7 +46,7 @@ _Server = Annotated[
 ]
 _Key = Annotated[
     str | None,
-    typer.Option("--key", metavar="KEY", envvar=KEY, help="An API key of that server; others see it in `ps`."),
+    typer.Option("--key", metavar="KEY", envvar=KEY, help="An API key there; as an argument others see it, in `ps`."),
 ]
 
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import typer
+
 from orchestrator.cli.crew import interruptible
 from orchestrator.cli.display import Display, open_display
 from orchestrator.cli.door import At, open_client
@@ -56,6 +58,8 @@ def run_at(at: At, call: Call, *, as_json: bool) -> int:
         if summary.batch.ended_at is not None and not interrupted:
             memory.forget()
         print_summary(summary, None, as_json)
+        if target is not None and not interrupted and not as_json:
+            typer.echo(f"  pictures  {target(batch.id).uri}")
     if interrupted:
         return INTERRUPTED
     return ERROR if missing else summary.exit_status

@@ -78,7 +78,7 @@ def _show(display: Display, pace: Pace, progress: Progress) -> None:
     parts += [
         f"{number:,} {what}" for number, what in ((images.sent, "sent"), (images.skipped, "there already")) if number
     ]
-    if pace.rate and (left := pace.remaining_s(images.bytes_total - images.bytes_done)) is not None:
+    if pace.rate and (left := pace.remaining_s(images.bytes_total - images.bytes_done)):
         parts += [f"{show_bytes(int(pace.rate))}/s", f"{show_duration(left)} left"]
     display.advance(", ".join(parts), images.bytes_done, images.bytes_total)
 

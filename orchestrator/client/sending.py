@@ -184,6 +184,8 @@ class _Content:
         self._image, self._note, self._stop, self._told = image, note, stop, 0
 
     def __call__(self) -> dict[str, Iterator[bytes]]:
+        if self._stop.is_set():
+            raise Stopped
         self.take_back()
         return {"content": self._read()}
 

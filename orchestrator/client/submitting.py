@@ -177,13 +177,14 @@ def _find(row: Row, images: Store) -> LocalImage | Problem | None:
     if row.problem is not None or name is None or "://" in name:
         return None
     parts = [part for part in name.split("/") if part not in ("", ".")]
+    hint = "give a path relative to the catalogue, s3:// or https://"
+    outside = Problem("path_outside_catalogue", f"{name[:300]} lies outside {images.uri}; {hint}", IMAGE)
     if name.startswith(("/", "~")) or ".." in parts:
-        hint = "give a path relative to the catalogue, s3:// or https://"
-        return Problem("path_outside_catalogue", f"{name[:300]} lies outside {images.uri}; {hint}", IMAGE)
+        return outside
     try:
         info = images.head("/".join(parts)) if parts else None
     except StorageError as error:
-        return Problem(error.code, f"{name[:300]}: {error}", IMAGE)
+        return outside if error.code == "key_outside" else Problem(error.code, f"{name[:300]}: {error}", IMAGE)
     if info is None:
         place = f"{images.uri}/{'/'.join(parts)}"
         return Problem(

@@ -88,7 +88,11 @@ def fill(site: Site) -> None:
     webhook = webhooks.add(site.engine, "https://shop.example.com/?token=S3cret", list(Event)[:3], site.settings)
     webhooks.test(site.engine, webhook.webhook.id)
     seed.batch(
-        "done", jobs=3, results_uri=f"{site.settings.results_uri}/done", catalogue="https://a.example/c.csv?token=x"
+        "done",
+        jobs=3,
+        priorities=[0, 0, 5],
+        results_uri=f"{site.settings.results_uri}/done",
+        catalogue="https://a.example/c.csv?token=x",
     )
     finish(site, "done")
     seed.batch("b", jobs=2)

@@ -141,15 +141,18 @@ class TestSubmitting:
             ",empty,,,,,\n"
             "gone.jpg,,,,,,\n"
             "../out.jpg,,,,,,\n"
+            "leak.jpg,,,,,,\n"
         )
+        (tmp_path / "secret").write_bytes(b"of this machine " + site.url.encode())
+        (photos / "leak.jpg").symlink_to(tmp_path / "secret")
         sent = client.submit_catalogue(catalogue, ASKED)
         request = make_request(site.settings, {"preset": "flat-lay"})
         opened = open_catalogue(catalogue, site.settings)
         local = ingest(site.engine, create_batch(site.engine, opened, request), opened, request)
         there, here = rows(site, sent.id), rows(site, local.id)
-        assert [row["line"] for row in there] == [2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]
+        assert [row["line"] for row in there] == [2, *range(4, 15)]
         names = ("line", "custom_id", "recipe_id", "seed", "priority", "take")
-        missing = ("image_missing", "path_outside_catalogue")
+        missing = ("image_missing", "path_outside_catalogue", "path_outside_catalogue")
         for ours, theirs in zip(here, there, strict=True):
             if theirs["code"] in missing:  # seen before it is sent; on the server's machine its worker sees it
                 assert ours["state"] == "pending" and theirs["state"] == "failed"
@@ -158,8 +161,10 @@ class TestSubmitting:
             assert {name: theirs[name] for name in (*names, "state", "code")} == {
                 name: ours[name] for name in (*names, "state", "code")
             }
-        assert [row["code"] for row in there][-5:] == ["bad_steps", "wrong_column_count", "missing_image", *missing]
-        assert there[-2]["message"].startswith("gone.jpg: ") and "correct the path" in there[-2]["message"]
+        assert [row["code"] for row in there][-6:] == ["bad_steps", "wrong_column_count", "missing_image", *missing]
+        assert there[-3]["message"].startswith("gone.jpg: ") and "correct the path" in there[-3]["message"]
+        leaked = f"{hashlib.sha256((tmp_path / 'secret').read_bytes()).hexdigest()}.jpg"
+        assert site.inputs.head(leaked) is None
         assert json.loads(there[0]["given"]) == {"priority": "3", "note": "x", "file": "black.JPG"} | (
             json.loads(here[0]["given"]) if here[0]["given"] else {}
         )

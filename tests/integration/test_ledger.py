@@ -1,5 +1,6 @@
 """A nightly run over an unchanged catalogue: no image is downloaded, no model step made, nothing wrong reused."""
 
+import hashlib
 import json
 import os
 import time
@@ -239,3 +240,17 @@ def _await(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < patience_s, "waited in vain"
         time.sleep(0.02)
+
+
+def test_an_image_that_was_sent_and_then_replaced_in_the_store_is_not_used(shop: Shop) -> None:
+    inputs = open_store(f"{shop.settings.results_uri}/inputs", shop.settings)
+    names = [f"{hashlib.sha256(photo(colour)).hexdigest()}.jpg" for colour in COLOURS[:3]]
+    for name, colour in zip(names, COLOURS, strict=False):
+        inputs.put(name, photo(colour))
+    inputs.replace(names[1], photo("white"))
+    for batch_id in ("one", "two"):  # read at first, then recalled by its ETag
+        shop.submit(batch_id, names, inputs.uri)
+        shop.work()
+        assert [(row["state"], row["code"]) for row in shop.rows(batch_id)] == [
+            ("succeeded", None), ("failed", "wrong_digest"), ("succeeded", None),
+        ]  # fmt: skip
