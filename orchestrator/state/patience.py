@@ -34,6 +34,10 @@ class _Watch:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         pool: Any = engine.pool
+        dialect: Any = engine.dialect
+        # Pinging a pooled connection before it is used has no event at all.
+        self._ping = dialect.do_ping
+        dialect.do_ping = self._watch_ping
         # What a new connection is asked at first is seen by no other event.
         event.listen(pool, "connect", lambda connection, _: self._begin(connection), insert=True)
         event.listen(pool, "checkout", lambda connection, *_: self._end(connection))
@@ -44,6 +48,13 @@ class _Watch:
         event.listen(engine, "after_cursor_execute", lambda asked, *_: self._end(_driver(asked)))
         for word in ("commit", "rollback"):
             event.listen(engine, word, lambda asked: None if asked.invalidated else self._begin(_driver(asked)))
+
+    def _watch_ping(self, connection: Any) -> bool:
+        self._begin(connection)
+        try:
+            return bool(self._ping(connection))
+        finally:
+            self._end(connection)
 
     def _begin(self, connection: Any) -> None:
         with self._lock:

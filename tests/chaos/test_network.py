@@ -169,6 +169,18 @@ class TestDatabase:
         proxy.silencing = ()
         assert self.one(engine) == 1
 
+    def test_a_pooled_connection_that_fell_silent_is_replaced_before_it_is_used(
+        self, database: tuple[Engine, Proxy]
+    ) -> None:
+        engine, proxy = database
+        pinging = open_database(engine.url.render_as_string(hide_password=False))
+        patience.watch(pinging, 0.6)
+        assert self.one(pinging) == 1
+        proxy.silence()
+        began_s = time.monotonic()
+        assert self.one(pinging) == 1 and time.monotonic() - began_s < 3
+        pinging.dispose()
+
     def test_who_is_slow_but_answers_is_waited_for(self, database: tuple[Engine, Proxy]) -> None:
         engine, _ = database
         patience.watch(engine, 1.2)
