@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from orchestrator.api.access import Reader
 from orchestrator.api.cursors import write_cursor
 from orchestrator.dashboard import charts
-from orchestrator.dashboard.figures import batch_rate_per_s, chart_ends, remaining_s
+from orchestrator.dashboard.figures import BatchEnds, batch_rate_per_s, remaining_s
 from orchestrator.dashboard.finding import find_batch
 from orchestrator.dashboard.job_card import JobCard, job_card
 from orchestrator.dashboard.job_filter import Filter, UrlFilter
@@ -114,7 +114,7 @@ def look(kept: Kept, batch_id: str, filter_: UrlFilter, *, live: bool = True, jo
         )
         decisions: Mapping[str, int] = queries.count_decisions(connection, batch.id) if live else {}
         failures = _failures(connection, batch.id) if live else ()
-        chart = _chart(connection, batch, now_s) if live else None
+        chart = _chart(kept, connection, batch, now_s) if live else None
         per_s = batch_rate_per_s(connection, batch, now_s) if live and batch.ended_at is None else None
     counts = kept.counts([batch])[batch.id]
     took_s = batch.ended_at - batch.started_at if batch.ended_at and batch.started_at else None
@@ -173,10 +173,11 @@ def _facts(batch: Batch) -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
-def _chart(connection: Connection, batch: Batch, now_s: float) -> charts.Throughput | None:
+def _chart(kept: Kept, connection: Connection, batch: Batch, now_s: float) -> charts.Throughput | None:
     """From its start to its end, or to now; None while nothing has ended."""
     from_s, to_s = batch.started_at or batch.created_at, min(batch.ended_at or now_s, now_s)
-    found = chart_ends(connection, from_s, to_s, charts.choose_step(max(1.0, to_s - from_s), CHART_COLUMNS), batch.id)
+    step_s = charts.choose_step(max(1.0, to_s - from_s), CHART_COLUMNS)
+    found = kept.opened.service(BatchEnds).chart(connection, batch, to_s, step_s)
     return found if found.columns else None
 
 

@@ -1,4 +1,5 @@
-"""What the pages keep for a process beside the API's resources: thumbnails, and what was found out about drafts.
+"""What the pages keep for a process beside the API's resources: thumbnails, what was found out about drafts,
+and what charts have counted.
 
 Owns their making, once for an application.
 """
@@ -12,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 
 from orchestrator.api.resources import Resources, resources_of
+from orchestrator.dashboard.figures import BatchEnds
 from orchestrator.dashboard.thumbnails import Thumbnails
 from orchestrator.settings import Settings
 from orchestrator.state.queries import Batch, BatchCounts
@@ -45,7 +47,7 @@ class Findings:
 
 def open_services(settings: Settings) -> Mapping[type, Any]:
     """One of each, by its type."""
-    return {Thumbnails: Thumbnails(settings), Findings: Findings()}
+    return {Thumbnails: Thumbnails(settings), Findings: Findings(), BatchEnds: BatchEnds()}
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,18 @@ from PIL import Image
 from sqlalchemy import Engine, update
 from starlette.testclient import TestClient
 
-from orchestrator import drafts
+from orchestrator import control, drafts
 from orchestrator.access.keys import create_key
 from orchestrator.access.scopes import Scope
 from orchestrator.api.app import build_app
 from orchestrator.api.cursors import write_cursor
+from orchestrator.dashboard.figures import BatchEnds
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.bulk import insert_jobs
+from orchestrator.state.database import reading
 from orchestrator.state.queries import Failed, Finished, Group
+from orchestrator.state.tables import batches as batch_table
 from orchestrator.state.tables import jobs
 from orchestrator.state.transitions import BatchStatus, Stage
 from tests.integration.seeding import RECIPE, REVISION, Seeder, job_row
@@ -394,3 +397,36 @@ def _photo() -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (64, 64), "teal").save(stream, "JPEG")
     return stream.getvalue()
+
+
+def test_a_chart_counts_what_is_over_once_and_again_after_a_retry(
+    seed: Seeder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed.batch("b", jobs=6)
+    began_s = seed.do(queries.read_clock) - 3600
+    seed.do(lambda c: c.execute(update(batch_table).values(started_at=began_s)))
+
+    def end(line: int, state: str, ago_s: float) -> None:
+        values = {"state": state, "code": "unavailable" if state == "failed" else None, "ended_at": began_s + ago_s}
+        seed.do(lambda c: c.execute(update(jobs).where(jobs.c.line == line).values(**values)))
+
+    for line, state, after_s in ((1, "succeeded", 10), (2, "failed", 20), (3, "succeeded", 3590)):
+        end(line, state, after_s)
+    asked: list[float] = []
+    told = queries.throughput
+    monkeypatch.setattr(queries, "throughput", lambda c, **given: (asked.append(given["since"]), told(c, **given))[1])
+    ends = BatchEnds()
+
+    def totals() -> tuple[int, int]:
+        with reading(seed.engine).connect() as connection:
+            batch = queries.read_batch(connection, "b")
+            assert batch is not None
+            chart = ends.chart(connection, batch, queries.read_clock(connection), 60.0)
+        return sum(column.succeeded for column in chart.columns), sum(column.failed for column in chart.columns)
+
+    assert totals() == (2, 1)
+    end(4, "succeeded", 3595)
+    assert totals() == (3, 1)
+    assert asked[0] == asked[1] <= began_s and asked[2] == asked[3] > began_s + 3400, "what is over is not read again"
+    assert control.retry(seed.engine, "b").jobs == 1
+    assert totals() == (3, 0)
