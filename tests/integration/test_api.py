@@ -280,7 +280,7 @@ class TestWatching:
         known = api.client.get("/v1/batches/b").headers["etag"]
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(api.client.get, "/v1/batches/b?wait=20")  # a watcher looks, and may be late
-            for queued in range(1, 5):
+            for queued in (1, 2):
                 seed.do(queries.dispatch, "b", 1)
                 known = api.client.get("/v1/batches/b").headers["etag"]
                 answer = api.client.get("/v1/batches/b?wait=1", headers={"if-none-match": known})
