@@ -23,6 +23,7 @@ from orchestrator.api.access import CSRF_FIELD, Caller, Submitter, open_router
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open, Resources
 from orchestrator.api.shapes import BatchShape, batch_etag, batch_shape
+from orchestrator.api.submit_body import BODY
 from orchestrator.batches import dry_run
 from orchestrator.catalogs import Catalogue, CatalogueError, open_catalogue, relayed
 from orchestrator.catalogs.items import split_items
@@ -85,70 +86,11 @@ class Sending:
     size: int = 0
 
 
-_ITEM = {
-    "type": "object",
-    "properties": {
-        "custom_id": {"type": "string"}, "image": {"type": "string"}, "prompt": {"type": "string"},
-        "preset": {"type": "string"}, "seed": {"type": "integer"},
-    },
-    "required": ["image"],
-}  # fmt: skip
-_ASKED: dict[str, Any] = {
-    "preset": {"type": "string", "examples": ["flat-lay"]},
-    "prompt": {"type": "string"},
-    "priority": {"type": "integer", "minimum": -100, "maximum": 100},
-    "deadline": {"type": "string", "examples": ["2h"]},
-    "max_error_rate": {"type": "number", "minimum": 0, "maximum": 1},
-    "dry_run": {"type": "boolean"},
-}
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "properties": {
-                        **_ASKED,
-                        "items": {"type": "array", "items": _ITEM},
-                        "catalogue": {"type": "string", "examples": ["s3://shop/catalogue.csv"]},
-                        "options": {"type": "object", "examples": [{"steps": 8}]},
-                        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
-                    },
-                },
-                "example": {
-                    "preset": "flat-lay",
-                    "items": [
-                        {"custom_id": "dress-1", "image": "s3://shop/photos/dress-1.jpg"},
-                        {"custom_id": "dress-2", "image": "https://images.example.com/2.jpg", "seed": 7},
-                    ],
-                    "metadata": {"season": "SS27"},
-                },
-            },
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        **_ASKED,
-                        "file": {"type": "string", "format": "binary", "description": ".csv, .jsonl, .parquet or .zip"},
-                        "options": {"type": "string", "description": "a JSON object"},
-                        "metadata": {"type": "string", "description": "a JSON object"},
-                    },
-                },
-                "example": {"file": "image,custom_id\ns3://shop/photos/dress-1.jpg,dress-1\n", "preset": "flat-lay"},
-            },
-        },
-    }
-}  # fmt: skip
-
-
 @router.post(
     "",
     status_code=202,
     response_model=BatchShape,
-    openapi_extra=_BODY,
+    openapi_extra=BODY,
     responses={
         415: {"description": "neither JSON nor a form"},
         200: {"model": DryRunShape, "description": "a dry run: what the request would become"},
