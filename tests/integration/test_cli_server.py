@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,9 @@ from orchestrator.access.scopes import Scope
 from orchestrator.cli import app
 from orchestrator.schedules import Plan
 from orchestrator.state import queries
-from orchestrator.state.database import open_database
+from orchestrator.state.database import open_database, reading
 from orchestrator.state.migration import upgrade
-from orchestrator.state.transitions import Event
+from orchestrator.state.transitions import BatchStatus, Event
 from tests.integration.seeding import Seeder
 from tests.integration.shop import photo
 from tests.integration.site import Site, open_site
@@ -177,6 +179,49 @@ def test_a_batch_goes_its_way_from_elsewhere(site: Site, place: Path) -> None:
     assert "there already" in here(site, "export", batch_id, "out").stdout
     assert "1 jobs are pending again" in there(site, "retry", batch_id, "--code", "unavailable").stdout
     assert "is being cancelled" in there(site, "cancel", batch_id).stdout
+
+
+def test_a_run_waits_fetches_and_goes_on_with_its_batch(site: Site, place: Path) -> None:
+    for colour in ("red", "blue"):
+        (place / f"{colour}.jpg").write_bytes(photo(colour))
+    (place / "night.csv").write_text("image\nred.jpg\nblue.jpg\n")
+    call = ("run", "night.csv", "--preset", "flat-lay", "--out", "pictures", "--json")
+    with meanwhile(site, "sent:night.csv", lambda batch_id: control.pause(site.engine, batch_id)):
+        paused = there(site, *call, scope=Scope.SUBMIT)
+    told = json.loads(paused.stdout)
+    assert (paused.exit_code, told["status"], told["total"]) == (3, "paused", 2), paused.output
+    control.resume(site.engine, told["batch"])
+    with meanwhile(site, "sent:night.csv", lambda batch_id: finish(site, batch_id)):
+        ended = there(site, *call, scope=Scope.SUBMIT)
+    again = json.loads(ended.stdout)
+    assert (ended.exit_code, again["batch"], again["status"]) == (3, told["batch"], "completed"), ended.output
+    assert again["errors"] == [{"custom_id": "red", "line": 2, "code": "unavailable", "message": "no answer"}]
+    assert (place / "pictures" / again["batch"] / "blue.png").read_bytes() == b"picture of blue"
+    assert "failed: red: unavailable: no answer" in ended.stderr
+    assert list((place / ".kontext" / "submissions").iterdir()) == []
+
+
+@contextmanager
+def meanwhile(site: Site, catalogue: str, do: Callable[[str], object]) -> Iterator[None]:
+    """Do something to the running batch of a catalogue, once there is one, beside the block."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.05):
+            with reading(site.engine).connect() as connection:
+                found = queries.list_batches(connection, limit=50, statuses=[BatchStatus.RUNNING])
+            for batch in found:
+                if batch.catalogue == catalogue:
+                    do(batch.id)
+                    return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_keys_schedules_and_webhooks_are_kept_from_elsewhere(site: Site) -> None:
