@@ -26,7 +26,7 @@ from orchestrator.submission import inputs_uri
 
 PRESIGNED_S = 3600
 # Looks into the store side by side: on S3 each is a round trip.
-LOOKS = 16
+LOOKS = 8
 NAMES_MAX = 1000
 router = open_router(prefix="/v1/uploads", tags=["uploads"])
 ImageName = Annotated[str, Field(pattern=STORED_NAME, examples=["0" * 64 + ".jpg"])]

@@ -7,6 +7,7 @@ is reached by the standard AWS_* environment. Refuses to overwrite in `put`: the
 import base64
 import hashlib
 import io
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import cache
@@ -57,6 +58,8 @@ READ_TIMEOUT_S = 60
 POOL_CONNECTIONS = 50
 PAGE_OBJECTS = 1000
 STREAM_BYTES = 1 << 18
+# A cache alone lets threads that come at once each make their own: a client is 14 MB.
+_opening, _asking = threading.Lock(), threading.Lock()
 
 _MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
 _DENIED = frozenset(
@@ -114,7 +117,8 @@ class S3Store:
 
     @property
     def _client(self) -> Any:
-        return _open_client(self._local_url)
+        with _opening:
+            return _open_client(self._local_url)
 
     def put(
         self, key: str, data: bytes | Path, *, content_type: str = BINARY, metadata: Mapping[str, str] = NO_METADATA
@@ -219,7 +223,7 @@ class S3Store:
         return self._presign("get_object", key, life_s)
 
     def presign_put(self, key: str, life_s: int, sha256: str) -> PutAddress | None:
-        with self._explain(CHECK_KEY):
+        with self._explain(CHECK_KEY), _asking:
             if not _checks_digests(self._local_url, self.bucket, self._name(CHECK_KEY)):
                 return None
         digest = base64.b64encode(bytes.fromhex(sha256)).decode()
@@ -272,7 +276,8 @@ def _checks_digests(local_url: str | None, bucket: str, key: str) -> bool:
 
     Raises what boto3 raises where the server could not be asked, and is asked again then.
     """
-    client = _open_client(local_url)
+    with _opening:
+        client = _open_client(local_url)
     wrong = base64.b64encode(hashlib.sha256(b"other bytes").digest()).decode()
     try:
         client.put_object(Bucket=bucket, Key=key, Body=b"kontext", ChecksumSHA256=wrong)
