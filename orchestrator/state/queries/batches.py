@@ -221,17 +221,6 @@ def count_many_by_state(connection: Connection, batch_ids: Sequence[str]) -> dic
     }
 
 
-def count_by_error(connection: Connection, batch_id: str) -> Mapping[str, int]:
-    """Failed jobs by error code, the most frequent first."""
-    statement = (
-        select(jobs.c.code, func.count().label("n"))
-        .where(jobs.c.batch_id == batch_id, jobs.c.state == JobState.FAILED)
-        .group_by(jobs.c.code)
-        .order_by(func.count().desc())
-    )
-    return dict(connection.execute(statement).all())
-
-
 def stage_seconds(connection: Connection, batch_id: str) -> Mapping[str, float]:
     """Seconds of work by stage, over the jobs that were not reused."""
     names = ("encode", "sample", "decode")
