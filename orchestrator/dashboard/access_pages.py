@@ -1,8 +1,9 @@
 """Keys and the audit log: who may come in, and what they changed. For admins."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Form, Path, Query, Request, Response
 
@@ -36,7 +37,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One change as the page shows it."""
+    """One change as the page shows it; `caller` is the name of a key, where it is one."""
 
     at_s: float
     caller: str
@@ -103,10 +104,11 @@ def show_audit(
         found = queries.list_audit(
             connection, limit=PAGE_ENTRIES + 1, before=before, targets=[target] if target else []
         )
+        names = {f"key:{key.id}": key.name for key in queries.list_keys(connection, limit=KEYS_SHOWN)}
     rows = tuple(
         AuditRow(
-            entry.at, entry.caller, entry.action, entry.target, _href(entry.action, entry.target),
-            json.dumps(entry.detail, ensure_ascii=False)[:DETAIL_MAX_CHARACTERS] if entry.detail else "",
+            entry.at, names.get(entry.caller, entry.caller), entry.action, entry.target,
+            _href(entry.action, entry.target), _spell(entry.detail),
         )
         for entry in found[:PAGE_ENTRIES]
     )  # fmt: skip
@@ -122,6 +124,13 @@ def _look(kept: Kept, made: str = "", secret: str = "") -> Keys:
     with reading(kept.opened.engine).connect() as connection:
         found = queries.list_keys(connection, limit=KEYS_SHOWN)
         return Keys(queries.read_clock(connection), tuple(found), made, secret)
+
+
+def _spell(detail: Mapping[str, Any]) -> str:
+    """What was asked, as words: what was left unset says nothing."""
+    told = {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in detail.items() if value is not None}  # fmt: skip
+    return ", ".join(f"{name} {value}" for name, value in told.items())[:DETAIL_MAX_CHARACTERS]
 
 
 def _href(action: str, target: str) -> str:

@@ -20,7 +20,7 @@ from orchestrator.dashboard.job_filter import Filter, UrlFilter
 from orchestrator.dashboard.listing import Pages, Tab
 from orchestrator.dashboard.page import page_router, render
 from orchestrator.dashboard.services import Kept, Services
-from orchestrator.dashboard.wording import last_part, moment, plural, share
+from orchestrator.dashboard.wording import last_part, plural, share
 from orchestrator.manifest import describe
 from orchestrator.redaction import redact, redact_cell
 from orchestrator.state import queries
@@ -32,6 +32,8 @@ router = page_router()
 PAGE_JOBS = 50
 # Of a batch that ran for weeks, the chart shows so many intervals.
 CHART_COLUMNS = 60
+# A column tells of so many jobs, or the rhythm of units would make a comb of it.
+COLUMN_JOBS, LEAST_COLUMNS = 5, 6
 CSV_COLUMNS = (
     "custom_id", "line", "take", "state", "decision", "code", "message", "result", "sha256", "seed", "attempts",
     "seconds", "reused", "image",
@@ -66,7 +68,7 @@ class BatchView:
     approved: int
     rejected: int
     chart: charts.Throughput | None
-    facts: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, str | float], ...]
     failures: tuple[Group, ...]
     filter: UrlFilter
     query: str
@@ -114,9 +116,9 @@ def look(kept: Kept, batch_id: str, filter_: UrlFilter, *, live: bool = True, jo
         )
         decisions: Mapping[str, int] = queries.count_decisions(connection, batch.id) if live else {}
         failures = _failures(connection, batch.id) if live else ()
-        chart = _chart(kept, connection, batch, now_s) if live else None
+        counts = kept.counts([batch])[batch.id]
+        chart = _chart(kept, connection, batch, now_s, counts.ended) if live else None
         per_s = batch_rate_per_s(connection, batch, now_s) if live and batch.ended_at is None else None
-    counts = kept.counts([batch])[batch.id]
     took_s = batch.ended_at - batch.started_at if batch.ended_at and batch.started_at else None
     # One that was reopened stood still in between: its whole time tells no rate.
     if took_s and not batch.reopened and counts.succeeded > counts.reused:
@@ -157,26 +159,29 @@ def _tabs(base: str, filter_: UrlFilter, counts: BatchCounts) -> tuple[Tab, ...]
     return tuple(found)
 
 
-def _facts(batch: Batch) -> tuple[tuple[str, str], ...]:
-    """What was asked, and where it lies."""
+def _facts(batch: Batch) -> tuple[tuple[str, str | float], ...]:
+    """What was asked, and where it lies; a number is a moment."""
     asked = {name: redact(str(value)) for name, value in batch.options.items() if name != "lora_sha256"}
     prompt = asked.pop("prompt", None)
-    found = {
+    found: dict[str, str | float] = {
         "Catalogue": redact(batch.catalogue), "Results": redact(batch.results_uri),
         **({"Prompt": prompt[:300]} if prompt else {}),
         **{name.replace("_", " ").capitalize(): value for name, value in asked.items()},
         "Priority": str(batch.priority), "Checkpoint": batch.revision[:12], "Numerics": batch.numerics,
-        "Made": moment(batch.created_at),
-        **({"Deadline": moment(batch.deadline_at)} if batch.deadline_at else {}),
+        "Made": batch.created_at,
+        **({"Deadline": batch.deadline_at} if batch.deadline_at else {}),
         **({"Asked again": plural(batch.reopened, "time")} if batch.reopened else {}),
     }  # fmt: skip
     return tuple(found.items())
 
 
-def _chart(kept: Kept, connection: Connection, batch: Batch, now_s: float) -> charts.Throughput | None:
+def _chart(
+    kept: Kept, connection: Connection, batch: Batch, now_s: float, ended: int
+) -> charts.Throughput | None:  # fmt: skip
     """From its start to its end, or to now; None while nothing has ended."""
     from_s, to_s = batch.started_at or batch.created_at, min(batch.ended_at or now_s, now_s)
-    step_s = charts.choose_step(max(1.0, to_s - from_s), CHART_COLUMNS)
+    most = min(CHART_COLUMNS, max(LEAST_COLUMNS, ended // COLUMN_JOBS))
+    step_s = charts.choose_step(max(1.0, to_s - from_s), most)
     found = kept.opened.service(BatchEnds).chart(connection, batch, to_s, step_s)
     return found if found.columns else None
 

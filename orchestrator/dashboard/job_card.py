@@ -81,7 +81,7 @@ def on_the_web(image: str) -> bool:
 def _no_source(image: str, code: str | None) -> str:
     """What stands where there is no source."""
     if code is not None:
-        return "missing" if code == "image_missing" else "unreadable"
+        return "missing" if code == "image_missing" else "broken"
     return "on the web" if on_the_web(image) else "no image"
 
 

@@ -13,11 +13,11 @@ from orchestrator.dashboard.figures import batch_rate_per_s, chart_ends, rate_pe
 from orchestrator.dashboard.listing import BatchRow, batch_row
 from orchestrator.dashboard.page import page_router, render
 from orchestrator.dashboard.services import Kept, Services
-from orchestrator.dashboard.wording import duration, last_part, plural
+from orchestrator.dashboard.wording import last_part, plural
 from orchestrator.redaction import redact
 from orchestrator.state import queries
 from orchestrator.state.database import reading
-from orchestrator.state.queries import Batch, FailureGroup, Worker
+from orchestrator.state.queries import Batch, FailureGroup, Group, Worker
 from orchestrator.state.transitions import BatchStatus, JobState, Stage
 
 router = page_router()
@@ -83,7 +83,9 @@ def look(kept: Kept) -> Overview:
         now_s = queries.read_clock(connection)
         open_batches = queries.open_batches(connection)
         ended = queries.list_batches(connection, limit=NIGHTS_SHOWN, statuses=ENDED)
-        per_s = rate_per_s(connection, now_s)
+        # While something runs its rate counts from its beginning, as on the page of a batch.
+        began_s = [begin for batch in open_batches if (begin := batch.resumed_at or batch.started_at) is not None]
+        per_s = rate_per_s(connection, now_s, [min(began_s)] if began_s else ())
         rates = {batch.id: batch_rate_per_s(connection, batch, now_s) for batch in open_batches[:OPEN_SHOWN]}
         workers = queries.live_workers(connection, lease_s=kept.opened.settings.lease_s)
         depths = queries.stage_depths(connection)
@@ -94,7 +96,7 @@ def look(kept: Kept) -> Overview:
     to_do = sum(counts[batch.id].total - counts[batch.id].ended for batch in open_batches)
     rows = [replace(batch_row(batch, counts[batch.id]), eta_s=remaining_s(counts[batch.id], rates.get(batch.id)))
             for batch in open_batches[:OPEN_SHOWN]]  # fmt: skip
-    health = judge(_broker_problem(kept), workers, open_batches, to_do, sum(late.values()))
+    health = judge(_broker_problem(kept), workers, open_batches, to_do, count_standing(late, depths))
     share = f"{to_do:,} to do" if to_do else "nothing to do"
     return Overview(
         title=f"{share} · Kontext Batch", now=now_s, health=health, per_min=(per_s or 0.0) * 60, to_do=to_do,
@@ -123,7 +125,7 @@ def judge(
     warn = [f"{last_part(batch.catalogue)} is paused: {redact(batch.reason or 'by request')}"
             for batch in open_batches if batch.status == BatchStatus.PAUSED]  # fmt: skip
     if standing and workers and not bad:
-        warn.append(f"{plural(standing, 'job')} have waited in a queue for over {duration(STANDING_S)}")
+        warn.append(f"{plural(standing, 'job')} have waited in a queue for over a minute, and nothing is worked on")
     if bad:
         return Health("bad", "Work stands still" if to_do else "Something is wrong", tuple(bad + warn))
     if warn:
@@ -132,6 +134,12 @@ def judge(
         return Health("ok", "All is well", (f"{plural(len(running), 'batch', 'batches')} running on "
                                             f"{plural(len(workers), 'worker')}",))  # fmt: skip
     return Health("ok", "All is well", ("nothing to do; a batch that is submitted starts at once",))
+
+
+def count_standing(late: Mapping[Group, int], depths: Mapping[tuple[JobState, Stage], int]) -> int:
+    """Jobs that wait in a queue unheard. While anything is worked on, waiting long is what a backlog does."""
+    running = sum(count for (state, _), count in depths.items() if state is JobState.RUNNING)
+    return 0 if running else sum(late.values())
 
 
 def _broker_problem(kept: Kept) -> str | None:

@@ -16,13 +16,16 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from orchestrator.local_stack import ensure_stack, stop_stack
 from orchestrator.settings import Settings
 from tests.browser.scene import Scene, set_scene
-from tests.browser.site import FLAGS, open_site
+from tests.browser.site import FLAGS, await_true, open_site
 
 DESKTOP, PHONE = {"width": 1200, "height": 800}, {"width": 390, "height": 844}
-MOST_PX, PHONE_PX, GAP_PX = 1500, 300, 24
+MOST_PX, USUAL_PX = {"job": 1900, "batch": 1600}, 1450
+PHONE_PX, GAP_PX = 300, 24
 COLOURS = 256
 GROUNDS = {"light": "#dededa", "dark": "#2e2e2e"}
 ON_PHONE = ("overview", "batch", "sheet", "job", "schedules")
+WHOLE = ("Array.from(document.images).filter(i => i.getBoundingClientRect().top < innerHeight)"
+         ".every(i => i.complete) && !document.querySelector('.htmx-request')")  # fmt: skip
 WORKERS = ("encode,sample,decode", "encode,decode")
 
 
@@ -55,7 +58,7 @@ def photograph(url: str, key: str, scene: Scene, target: Path) -> None:
         for theme in GROUNDS:
             page = enter(chromium, url, key, theme, DESKTOP, target / f"sign-in-{theme}.png")
             for name, path in pages.items():
-                store(take(page, url + path, MOST_PX), target / f"{name}-{theme}.png")
+                store(take(page, url + path, MOST_PX.get(name, USUAL_PX)), target / f"{name}-{theme}.png")
             phone = enter(chromium, url, key, theme, PHONE)
             small = [take(phone, url + pages[name], PHONE["height"]) for name in ON_PHONE]
             store(beside(small, GROUNDS[theme]), target / f"phone-{theme}.png")
@@ -84,9 +87,8 @@ def take(page: Page, url: str, most_px: int) -> Image.Image:
     size = page.viewport_size
     assert size is not None
     page.set_viewport_size({"width": size["width"], "height": max(size["height"], min(high, most_px))})
-    page.wait_for_timeout(900)
-    page.wait_for_function("Array.from(document.images).filter(i => i.getBoundingClientRect().top < innerHeight)"
-                           ".every(i => i.complete) && !document.querySelector('.htmx-request')")  # fmt: skip
+    await_true(lambda: page.evaluate(WHOLE), f"all of {url} is there")
+    page.wait_for_timeout(300)
     picture = read(page.screenshot())
     page.set_viewport_size(size)
     return picture
@@ -98,8 +100,9 @@ def read(data: bytes) -> Image.Image:
 
 
 def store(picture: Image.Image, path: Path) -> None:
-    """Store it with as many colours as a page has, which keeps its letters sharp."""
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    """Store it in as few bytes as keep its letters sharp."""
+    few = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 def beside(pictures: list[Image.Image], ground: str) -> Image.Image:

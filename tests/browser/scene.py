@@ -1,6 +1,6 @@
 """A scene for the gallery: a shop's spring lookbook decided on, three nights of a schedule, a large batch at work.
 
-All of it is made through the API, by workers with the small checkpoint. Only the nights are moved into the past.
+All of it is made through the API, by workers with the small checkpoint. Only its times are moved into the past.
 """
 
 import csv
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
+import httpx2
 from sqlalchemy import update
 
 from kontext_model.wardrobe import PROMPTS, draw
@@ -46,7 +46,7 @@ class Shop:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.store = open_store(SHOP, site.settings)
-        self.client = httpx.Client(base_url=site.url, headers={"authorization": f"Bearer {site.key}"}, timeout=60)
+        self.client = httpx2.Client(base_url=site.url, headers={"authorization": f"Bearer {site.key}"}, timeout=60)
 
     def ask(self, method: str, path: str, **given: Any) -> Any:
         """The JSON of an answer that is a success."""
@@ -59,7 +59,7 @@ class Shop:
         for number, name in enumerate(names, start=first):
             self.store.replace(f"photos/{name}.jpg", photo(number))
 
-    def list(self, name: str, names: Sequence[str], extra: Sequence[str] = ()) -> str:
+    def publish(self, name: str, names: Sequence[str], extra: Sequence[str] = ()) -> str:
         """Put a catalogue of these photos into the shop; gives its URI."""
         rows = [f"photos/{each}.jpg,{each},{GREY if n % 6 == 4 else ''},\n" for n, each in enumerate(names)]
         self.store.replace(name, "".join(["image,custom_id,prompt,steps\n", *rows, *extra]).encode())
@@ -93,13 +93,14 @@ def _lookbook(shop: Shop) -> tuple[str, int]:
     """A batch that somebody has looked through; one picture was made anew."""
     names = [f"SP27-{401 + number}" for number in range(14)]
     shop.photograph(names, 0)
-    batch_id = shop.submit(shop.list("spring-2027.csv", names))
+    batch_id = shop.submit(shop.publish("spring-2027.csv", names))
     ids = [job["id"] for job in shop.finish(batch_id)]
     shop.ask("POST", f"/v1/jobs/{ids[AGAIN]}/regenerate")
     shop.finish(batch_id)
     for decision, chosen in (("approved", APPROVED), ("rejected", REJECTED)):
         for number in chosen:
             shop.ask("POST", f"/v1/jobs/{ids[number]}/decision", json={"decision": decision})
+    _move(shop.site, batch_id, 25 * 60)
     return batch_id, ids[AGAIN]
 
 
@@ -107,7 +108,7 @@ def _nights(shop: Shop) -> None:
     """Three runs of a schedule: all new, some changed, nothing to do; and two schedules that have not run."""
     names = [f"NA-{1041 + number}" for number in range(12)]
     shop.photograph(names, 40)
-    catalogue = shop.list("arrivals.csv", names)
+    catalogue = shop.publish("arrivals.csv", names)
     for name, cron, zone, preset in (
         (NIGHT, "0 2 * * *", "Asia/Shanghai", "flat-lay"),
         ("details-weekly", "30 4 * * MON", "Europe/Berlin", "detail-crop"),
@@ -123,21 +124,21 @@ def _nights(shop: Shop) -> None:
     for nights_ago in (2, 1, 0):
         shop.ask("POST", f"/v1/schedules/{NIGHT}/fire")
         await_true(lambda: shop.ask("GET", path)["data"][0]["state"] == "ended", "the night has passed", 180)
-        _move(shop.site, shop.ask("GET", path)["data"][0]["batch_id"], tonight - timedelta(days=nights_ago))
+        run = shop.ask("GET", path)["data"][0]
+        by_s = run["fire_at"] - (tonight - timedelta(days=nights_ago)).timestamp()
+        _move(shop.site, run["batch_id"], by_s)
         if nights_ago == 2:
             more = [f"NA-{1053 + number}" for number in range(4)]
             shop.photograph(more, 60)
             shop.photograph(names[:2], 70)
-            shop.list("arrivals.csv", [*names, *more])
+            shop.publish("arrivals.csv", [*names, *more])
 
 
-def _move(site: Site, batch_id: str, to: datetime) -> None:
-    """Move a run and its batch to another time."""
+def _move(site: Site, batch_id: str, by_s: float) -> None:
+    """Move a batch, and the run that made it, into the past by so many seconds."""
     engine = open_database(str(site.settings.database_url))
+    of_run = schedule_runs.c.batch_id == batch_id
     with engine.begin() as connection:
-        of_run = schedule_runs.c.batch_id == batch_id
-        fired = connection.execute(schedule_runs.select().where(of_run)).mappings().one()["fire_at"]
-        by_s = fired - to.timestamp()
         of_batch = ((batches, batches.c.id == batch_id), (jobs, jobs.c.batch_id == batch_id))
         for table, chosen in ((schedule_runs, of_run), *of_batch):
             moved = {name: table.c[name] - by_s for name in TIMES if name in table.c}
@@ -156,7 +157,7 @@ def _large(shop: Shop) -> str:
         shop.store.replace(f"photos/{name}.jpg", photo(1)[:900])
     wrong = [*(f"photos/{name}.jpg,{name},,\n" for name in ("SU27-0998", "SU27-0999")),
              "photos/SU27-1002.jpg,SU27-2002,,many\n"]  # fmt: skip
-    batch_id = shop.submit(shop.list("summer-2027.csv", names, wrong))
+    batch_id = shop.submit(shop.publish("summer-2027.csv", names, wrong))
     await_true(lambda: _succeeded(shop, batch_id) >= 40, "pictures are made", 180)
     return batch_id
 

@@ -12,11 +12,13 @@
 
   const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
   const whole = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  const brief = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
   function localise(within) {
     for (const time of all("time[datetime]", within)) {
       const moment = new Date(time.dateTime);
       if (Number.isNaN(moment.getTime())) continue;
       time.title = whole.format(moment);
+      if ("moment" in time.dataset) time.textContent = brief.format(moment);
       if ("clock" in time.dataset) time.textContent = clock.format(moment);
     }
   }

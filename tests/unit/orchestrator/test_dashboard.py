@@ -9,8 +9,11 @@ from PIL import Image
 
 from orchestrator.dashboard import wording
 from orchestrator.dashboard.charts import Span, choose_step, nice, place, segments, throughput
+from orchestrator.dashboard.overview import count_standing
 from orchestrator.dashboard.thumbnails import NoThumbnail, Thumbnails, shrink, sweep
 from orchestrator.settings import Settings
+from orchestrator.state.queries import Group
+from orchestrator.state.transitions import JobState, Stage
 
 
 def picture(size: tuple[int, int], mode: str = "RGB", kind: str = "PNG") -> bytes:
@@ -45,6 +48,13 @@ def test_the_way_of_a_job_lies_on_one_axis() -> None:
     spans = place([Span("sample", "sample", "w", 0, 15.0, 20.0), Span("encode", "encode", "w", 0, 10.0, 15.0)])
     assert [(span.stage, span.x, span.width) for span in spans] == [("encode", 0, 50), ("sample", 50, 50)]
     assert place([]) == []
+
+
+def test_a_backlog_that_is_worked_on_is_no_cause_for_alarm() -> None:
+    late = {Group(Stage.SAMPLE, "r", "", "x"): 40}
+    queued = {(JobState.QUEUED, Stage.SAMPLE): 250, (JobState.RUNNING, Stage.SAMPLE): 0}
+    assert count_standing(late, queued) == 40
+    assert count_standing(late, {**queued, (JobState.RUNNING, Stage.DECODE): 4}) == 0
 
 
 @pytest.mark.parametrize(
