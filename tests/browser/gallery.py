@@ -21,7 +21,7 @@ from tests.browser.site import FLAGS, await_true, open_site
 DESKTOP, PHONE = {"width": 1200, "height": 800}, {"width": 390, "height": 844}
 MOST_PX, USUAL_PX = {"job": 1900, "batch": 1600}, 1450
 PHONE_PX, GAP_PX = 300, 24
-COLOURS = 256
+COLOURS, EXACT = 256, 56
 GROUNDS = {"light": "#dededa", "dark": "#2e2e2e"}
 ON_PHONE = ("overview", "batch", "sheet", "job", "schedules")
 WHOLE = ("Array.from(document.images).filter(i => i.getBoundingClientRect().top < innerHeight)"
@@ -100,9 +100,13 @@ def read(data: bytes) -> Image.Image:
 
 
 def store(picture: Image.Image, path: Path) -> None:
-    """Store it in as few bytes as keep its letters sharp."""
-    few = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
-    few.save(path, optimize=True)
+    """Store it in few colours, which keeps letters sharp: those that cover most of it exactly, the rest nearly."""
+    seen = sorted(picture.getcolors(picture.width * picture.height) or (), reverse=True)
+    exact = [level for _, colour in seen[:EXACT] for level in colour]  # type: ignore[union-attr]
+    near = picture.quantize(COLOURS - EXACT, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(exact + (near.getpalette() or []))
+    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def beside(pictures: list[Image.Image], ground: str) -> Image.Image:
