@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -83,6 +84,7 @@ def enter(
 def take(page: Page, url: str, most_px: int) -> Image.Image:
     """A picture of a page from its top, once all that it shows is there."""
     page.goto(url)
+    await_true(lambda: page.evaluate(WHOLE), f"all of {url} is there")
     high = page.evaluate("document.querySelector('main').scrollHeight")
     size = page.viewport_size
     assert size is not None
@@ -101,12 +103,16 @@ def read(data: bytes) -> Image.Image:
 
 def store(picture: Image.Image, path: Path) -> None:
     """Store it in few colours, which keeps letters sharp: those that cover most of it exactly, the rest nearly."""
-    seen = sorted(picture.getcolors(picture.width * picture.height) or (), reverse=True)
-    exact = [level for _, colour in seen[:EXACT] for level in colour]  # type: ignore[union-attr]
+    pixels = np.asarray(picture).reshape(-1, 3)
+    colours, places, counts = np.unique(pixels, axis=0, return_inverse=True, return_counts=True)
+    exact = colours[np.argsort(-counts)[:EXACT]]
     near = picture.quantize(COLOURS - EXACT, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(exact + (near.getpalette() or []))
-    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
+    palette = np.concatenate([exact, np.reshape(near.getpalette() or [], (-1, 3))])[:COLOURS].astype(np.int32)
+    nearest = [np.argmin(((palette - colour.astype(np.int32)) ** 2).sum(axis=1)) for colour in colours]
+    few = np.asarray(nearest, dtype=np.uint8)[places.reshape(-1)].reshape(picture.height, picture.width)
+    stored = Image.fromarray(few, "P")
+    stored.putpalette(palette.astype(np.uint8).tobytes())
+    stored.save(path, optimize=True)
 
 
 def beside(pictures: list[Image.Image], ground: str) -> Image.Image:
