@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--pending", type=int, default=1_000_000, help="jobs of the part `million`")
     given = parser.parse_args()
     chosen = given.only or ["fleet", "laptop", "million"]
-    tables: list[tuple[str, list[Figure]]] = []
+    failed = False
     with tempfile.TemporaryDirectory(prefix="kontext-chaos-", ignore_cleanup_errors=True) as scratch:
         for name, plan, bars_s in (
             ("fleet", FULL, BARS_S), ("laptop", LAPTOP, BARS_S), ("short", SHORT, SHORT_BARS_S),
@@ -35,18 +35,21 @@ def main() -> int:
             if name in chosen:
                 folder = Path(scratch) / name
                 folder.mkdir()
-                tables.append(_run(replace(plan, seed=given.seed), folder, bars_s))
+                failed |= _tell(*_run(replace(plan, seed=given.seed), folder, bars_s))
         if "million" in chosen:
             folder = Path(scratch) / "million"
             folder.mkdir()
-            tables.append(("a million pending jobs", million.measure(folder, given.pending)))
-        failed = any(not figure.holds for _, figures in tables for figure in figures)
+            failed |= _tell("a million pending jobs", million.measure(folder, given.pending))
         if failed:
             _keep(Path(scratch))
-    for title, figures in tables:
-        print(f"\n{title}\n\n{render(figures)}")
-    print(f"\n{machine()}")
+    print(machine())
     return int(failed)
+
+
+def _tell(title: str, figures: list[Figure]) -> bool:
+    """Print a part's table as soon as it has ended; gives whether it missed a bar."""
+    print(f"\n{title}\n\n{render(figures)}\n", flush=True)
+    return any(not figure.holds for figure in figures)
 
 
 def _run(plan: Plan, folder: Path, bars_s: Mapping[str, float]) -> tuple[str, list[Figure]]:

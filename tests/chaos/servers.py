@@ -65,7 +65,8 @@ class Postgres:
         postmaster = psutil.Process(self._server.get_pid())
         family = [postmaster, *postmaster.children(recursive=True)]
         for process in family:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it ended by itself, or by its parent's death
+                process.kill()
         _await(lambda: not any(_runs(process.pid) for process in family))
 
     def start(self) -> None:
