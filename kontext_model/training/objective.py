@@ -1,7 +1,7 @@
 """The flow-matching objective.
 
-Owns the noising path, the target's sign, σ densities and loss weights. Pure functions; randomness comes from a
-generator.
+Owns the noising path, the target's sign, σ densities, loss weights and rollouts. Pure functions; randomness comes from
+a generator.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,6 +37,9 @@ WEIGHTS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     }
 )
 
+ROLLOUT_SIGMAS = (0.35, 0.65)
+"""Where rollouts end: below, what is drawn already should be sharpened and no longer moved."""
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
@@ -44,15 +47,19 @@ class ObjectiveConfig:
 
     `density`: `uniform`, `logit_normal` (sigmoid of a normal at `location` with `scale`) or `mode` (`scale` moves mass
     to the middle). `weight`: `none`, `sigma_sqrt` or `cosmap`. As in Esser et al., "Scaling Rectified Flow
-    Transformers", 2024, and diffusers' training scripts.
+    Transformers", 2024, and diffusers' training scripts. `rollout` is the share of passes whose noisy latents the model
+    makes itself, see `rollout_loss`.
     """
 
     density: str = "logit_normal"
     location: float = 0.0
     scale: float = 1.0
     weight: str = "none"
+    rollout: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.rollout <= 1:
+            raise ValueError(f"rollout must be from 0 to 1, not {self.rollout!r}")
         for name, value, table in (("density", self.density, DENSITIES), ("weight", self.weight, WEIGHTS)):
             if value not in table:
                 raise ValueError(f"{name} must be one of {', '.join(table)}, not {value!r}")
@@ -66,7 +73,7 @@ def draw_sigmas(config: ObjectiveConfig, count: int, generator: torch.Generator)
 
 def noised(clean: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
     """x_σ = (1 − σ)·x₀ + σ·ε. Shapes: (B, …), (B, …), (B,) -> (B, …)."""
-    share = sigmas.view(-1, *[1] * (clean.dim() - 1))
+    share = _spread(sigmas, clean)
     return (1 - share) * clean + share * noise
 
 
@@ -79,3 +86,25 @@ def flow_loss(prediction: Tensor, clean: Tensor, noise: Tensor, sigmas: Tensor, 
     """The weighted mean squared error to the flow target; a scalar."""
     error = (prediction.float() - flow_target(clean, noise).float()).square().flatten(1).mean(dim=1)
     return (WEIGHTS[weight](sigmas) * error).mean()
+
+
+def draw_rollout_sigmas(count: int, generator: torch.Generator) -> Tensor:
+    """Noise levels (count,) that rollouts lead to."""
+    low, high = ROLLOUT_SIGMAS
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
+def rollout_loss(velocity: Callable[[Tensor, Tensor], Tensor], clean: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
+    """The mean squared error of the velocity to x₀ from where the model's own first step led; a scalar.
+
+    `velocity` is the model at (latents, noise levels); the step goes from noise to `sigmas`. Trained on noised answers
+    alone, a model believes whatever its first step drew (exposure bias); here it learns to correct it.
+    """
+    with torch.no_grad():
+        x = noise + _spread(sigmas - 1, noise) * velocity(noise, torch.ones_like(sigmas)).float()
+    return (velocity(x, sigmas).float() - (x - clean) / _spread(sigmas, x)).square().mean()
+
+
+def _spread(values: Tensor, over: Tensor) -> Tensor:
+    """(B,) as (B, 1, …), to multiply the rows of `over`."""
+    return values.view(-1, *[1] * (over.dim() - 1))

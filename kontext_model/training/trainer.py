@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from kontext_model.training.batches import Batch, Batches, sort_into_buckets
 from kontext_model.training.config import ConfigError, TrainingConfig
 from kontext_model.training.embed_cache import EmbedCache
 from kontext_model.training.latent_cache import LatentCache, encoder_digest
-from kontext_model.training.objective import draw_sigmas, flow_loss, noised
+from kontext_model.training.objective import draw_rollout_sigmas, draw_sigmas, flow_loss, noised, rollout_loss
 from kontext_model.training.progress import OnPace, Pace, Say, print_lines
 from kontext_model.training.run_state import Average, load_state, save_state, step_generator, trained_weights
 from kontext_model.training.schedule import learning_rate
@@ -192,24 +192,32 @@ class Trainer:
 
     def _loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The mean over this process's rows; noise levels and noise are drawn for the whole batch."""
-        config, clean = self.config, batch.target
-        sigmas = draw_sigmas(config.objective, batch.size, generator)[batch.rows].to(clean.device)
+        objective, clean = self.config.objective, batch.target
         noise = torch.randn((batch.size, *clean.shape[1:]), generator=generator)[batch.rows].to(clean.device)
+        velocity = partial(self._predict, batch)
+        if objective.rollout and float(torch.rand((), generator=generator)) < objective.rollout:
+            sigmas = draw_rollout_sigmas(batch.size, generator)[batch.rows].to(clean.device)
+            return rollout_loss(velocity, clean, noise, sigmas)
+        sigmas = draw_sigmas(objective, batch.size, generator)[batch.rows].to(clean.device)
+        return flow_loss(velocity(noised(clean, noise, sigmas), sigmas), clean, noise, sigmas, objective.weight)
+
+    def _predict(self, batch: Batch, x: Tensor, sigmas: Tensor) -> Tensor:
+        """The model's velocity (B, S, 64) for the batch's condition and prompts."""
         kinds = (latents.GENERATED, latents.CONDITION)
-        ids = torch.cat([latents.position_ids(batch.canvas, kind) for kind in kinds]).to(clean.device)
+        ids = torch.cat([latents.position_ids(batch.canvas, kind) for kind in kinds]).to(x.device)
         dtype = self.checkpoint.dtype
         with self._autocast():
-            prediction = self.wrapped(
-                hidden_states=torch.cat((noised(clean, noise, sigmas), batch.condition), dim=1).to(dtype),
+            velocity: Tensor = self.wrapped(
+                hidden_states=torch.cat((x, batch.condition), dim=1).to(dtype),
                 timestep=sigmas.to(dtype),
                 guidance=batch.guidance if self.model.config.guidance_embeds else None,
                 pooled_projections=batch.embeds.pooled,
                 encoder_hidden_states=batch.embeds.sequence,
-                txt_ids=torch.zeros(batch.embeds.sequence.shape[1], 3, device=clean.device),
+                txt_ids=torch.zeros(batch.embeds.sequence.shape[1], 3, device=x.device),
                 img_ids=ids,
                 return_dict=False,
-            )[0][:, : clean.shape[1]]
-        return flow_loss(prediction, clean, noise, sigmas, config.objective.weight)
+            )[0]
+        return velocity[:, : x.shape[1]]
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

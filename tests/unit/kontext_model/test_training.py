@@ -1,6 +1,7 @@
 """Training: the objective's sign and densities, data errors, exact resuming, export."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -32,10 +33,12 @@ from kontext_model.training.objective import (
     DENSITIES,
     WEIGHTS,
     ObjectiveConfig,
+    draw_rollout_sigmas,
     draw_sigmas,
     flow_loss,
     flow_target,
     noised,
+    rollout_loss,
 )  # fmt: skip
 from kontext_model.training.prefill import prefill
 from kontext_model.training.schedule import learning_rate
@@ -87,6 +90,29 @@ def test_weights_are_those_of_the_paper() -> None:
     assert WEIGHTS["cosmap"](torch.tensor([0.5])).item() == pytest.approx(4 / np.pi)
     with pytest.raises(ValueError, match="weight must be one of none, sigma_sqrt, cosmap, not 'x'"):
         ObjectiveConfig(weight="x")
+
+
+def test_a_rollout_blames_the_model_for_where_its_own_step_led() -> None:
+    clean, noise = torch.randn(2, 5, 64), torch.randn(2, 5, 64)
+    levels = draw_rollout_sigmas(2, torch.Generator().manual_seed(0))
+
+    def towards(end: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        return lambda x, sigmas: (x - end) / sigmas.view(-1, 1, 1)
+
+    def believes_its_step(x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+        level = sigmas.view(-1, 1, 1)
+        drawn = clean + 1 if bool((sigmas == 1).all()) else (x - level * noise) / (1 - level)
+        return towards(drawn)(x, sigmas)
+
+    assert rollout_loss(towards(clean), clean, noise, levels) < 1e-9
+    assert rollout_loss(believes_its_step, clean, noise, levels) > 0.5
+
+
+def test_rollouts_lead_to_the_middle_of_the_noise() -> None:
+    levels = draw_rollout_sigmas(400, torch.Generator().manual_seed(0))
+    assert 0.35 <= levels.min() < 0.4 and 0.6 < levels.max() <= 0.65
+    with pytest.raises(ValueError, match=r"rollout must be from 0 to 1, not 1\.5"):
+        ObjectiveConfig(rollout=1.5)
 
 
 def test_learning_rates_warm_up_and_fall() -> None:

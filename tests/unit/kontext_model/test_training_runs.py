@@ -16,10 +16,13 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from kontext_model import Edit, KontextEditor, checkpoint
+from kontext_model import Edit, KontextEditor, checkpoint, wardrobe
 from kontext_model.cli import app
 from kontext_model.text import CutPromptWarning
+from kontext_model.training import __main__ as making
+from kontext_model.training import decoder
 from kontext_model.training import trainer as trainers
+from kontext_model.training.autoencoder import AutoencoderConfig
 from kontext_model.training.command import train
 from kontext_model.training.config import (
     ConfigError,
@@ -30,8 +33,10 @@ from kontext_model.training.config import (
     ValidationConfig,
     read_config,
 )  # fmt: skip
+from kontext_model.training.decoder import DecoderConfig
 from kontext_model.training.progress import Pace, open_progress
 from kontext_model.training.run_state import STATE_NAME, read_average
+from kontext_model.training.shipping import TransformerConfig
 from kontext_model.training.survey import describe, survey
 from kontext_model.training.trainer import DivergedError, Trainer
 from kontext_model.training.triples import TripleError
@@ -281,9 +286,10 @@ def _launch(config: Path, number: int, port: int) -> subprocess.Popen[str]:
 def test_two_processes_go_on_with_a_run_of_one_to_the_same_weights(
     tmp_path: Path, tiny_folder: Path, triples: Path
 ) -> None:
-    alone = read_config(_write_config(tmp_path, tiny_folder, triples, "accumulation = 2", out="alone"))
+    more = "accumulation = 2\n[objective]\nrollout = 0.5"
+    alone = read_config(_write_config(tmp_path, tiny_folder, triples, more, out="alone"))
     _quiet(alone).train()
-    path = _write_config(tmp_path, tiny_folder, triples, "accumulation = 2", out="shared")
+    path = _write_config(tmp_path, tiny_folder, triples, more, out="shared")
     _quiet(read_config(path)).train(until=1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -313,3 +319,29 @@ def test_the_how_tos_configuration_reads(tmp_path: Path) -> None:
     path.write_text(page.partition("```toml\n")[2].partition("```")[0], encoding="utf-8")
     config = read_config(path)
     assert config.lora is not None and config.data.source == "triples.csv" and config.phases[0].rate == 1e-4
+
+
+def test_one_command_makes_the_shipped_checkpoint_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'checkpoint = "unset"\nout = "unset"\n[data]\ncount = 2\n[objective]\nrollout = 0.5\n[validation]\nevery = 0\n'
+        "[[phases]]\narea_px = 4096\nsteps = 1\nbatch = 1\nrate = 1e-3\n"
+    )
+    vae = AutoencoderConfig(fit_samples=8)
+    monkeypatch.setattr(making, "RECIPE", recipe)
+    monkeypatch.setattr(making, "AutoencoderConfig", lambda: vae)
+    monkeypatch.setattr(making, "TransformerConfig", lambda: TransformerConfig(double_blocks=1, single_blocks=1))
+    monkeypatch.setattr(making, "DecoderConfig", lambda: DecoderConfig(vae, crop_steps=1, whole_steps=1, batch=1))
+    monkeypatch.setattr(decoder, "POOL", 1)
+    made = tmp_path / "run" / "wardrobe-small"
+    assert making.main(["wardrobe", str(tmp_path / "run")]) == 0
+    assert f"made {made}" in capsys.readouterr().out
+    shipped = Path(str(wardrobe.__file__)).parent / "checkpoint"
+    names = {path.relative_to(shipped) for path in shipped.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(made) for path in made.rglob("*") if path.is_file()}
+    scheduler = Path("scheduler", "scheduler_config.json")
+    assert (made / scheduler).read_text() == (shipped / scheduler).read_text()
+    [picture] = KontextEditor.open(made)([draw(1, (64, 64)).photo], [Edit("flat lay", width=64, height=64, steps=1)])
+    assert picture.size == (64, 64)
