@@ -50,9 +50,11 @@ class Postgres:
     def administer(self, statement: str) -> None:
         """Run one statement as it stands."""
         engine = create_engine(self.url, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(text(statement))
-        engine.dispose()
+        try:
+            with engine.connect() as connection:
+                connection.execute(text(statement))
+        finally:  # a server that is just starting accepts a connection and may refuse the statement
+            engine.dispose()
 
     def end(self, number: signal.Signals) -> None:
         """SIGINT: every connection is cut, all is written. SIGQUIT: it dies on the spot and recovers at its start."""

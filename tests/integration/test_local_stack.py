@@ -270,14 +270,19 @@ def says(path: Path, text: str) -> bool:
     return path.exists() and text in path.read_text()
 
 
+def kill_child(worker_id: str) -> None:
+    """Ours may have other children, left by whichever tests ran before."""
+    [child] = [child for child in psutil.Process().children() if worker_id in child.cmdline()]
+    child.kill()
+
+
 def test_a_killed_child_is_reported_and_started_again_after_a_while(tmp_path: Path) -> None:
     deaths = Deaths()
     supervisor = Supervisor({"sample": SLEEPER}, {}, tmp_path, deaths)
     supervisor.start()
     wait_until(lambda: says(tmp_path / "sample.log", "-sample-0"))
     first = supervisor.workers()["sample"]
-    child = psutil.Process().children()[0]
-    child.kill()
+    kill_child(first)
     wait_until(lambda: deaths)
     assert deaths == [("sample", first, -signal.SIGKILL)]
     killed_s = time.monotonic()
@@ -323,7 +328,7 @@ def test_a_death_that_could_not_be_reported_is_reported_later(tmp_path: Path, mo
     with Supervisor({"sample": SLEEPER}, {}, tmp_path, on_death) as supervisor:
         wait_until(lambda: says(tmp_path / "sample.log", "-sample-0"))
         first = supervisor.workers()["sample"]
-        psutil.Process().children()[0].kill()
+        kill_child(first)
         wait_until(lambda: len(told) == 3)
         assert set(told) == {first} and supervisor.workers()["sample"] != first
         time.sleep(0.5)
