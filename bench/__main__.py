@@ -1,4 +1,7 @@
-"""`make bench`: every comparison in one run, one table. `--quick` is smaller, for a look; its figures claim nothing."""
+"""`make bench`: every comparison in one run, one table. `--quick` is smaller, for a look; its figures claim nothing.
+
+Apart stands `bench.full_size`, which needs a graphics card.
+"""
 
 import argparse
 import sys
