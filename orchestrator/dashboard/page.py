@@ -1,6 +1,7 @@
 """A page: who looks at it, where they are, what was just said to them, and its template.
 
-Owns the templates' environment and the answers of forms: each ends in a redirect to a page that says what was done.
+Owns the templates' environment and the answers of forms: each ends in a redirect to a page that says what was done,
+once, whatever parts of pages are asked for in between.
 Errors become pages too: whoever asked for one reads what was wrong in words. Refuses inline scripts and styles.
 """
 
@@ -30,6 +31,8 @@ FOLDER = Path(__file__).parent
 THEMES = ("light", "dark")
 THEME_COOKIE, SAID_COOKIE = "kontext_theme", "kontext_said"
 SAID_MAX_CHARACTERS = 400
+PARTS = "parts/"
+"""Where the templates lie that are no whole page."""
 NAV = (
     ("Overview", "/", Scope.READ), ("Batches", "/batches", Scope.READ), ("New batch", "/new", Scope.SUBMIT),
     ("Schedules", "/schedules", Scope.READ), ("Workers", "/workers", Scope.READ), ("Presets", "/presets", Scope.READ),
@@ -119,7 +122,8 @@ def render(
     page = describe(request, caller)
     text = environment().get_template(template).render(page=page, view=view, **{"part": "", **more})
     response = HTMLResponse(text, status_code=status_code, headers={"cache-control": "no-store", "vary": "Cookie"})
-    if page.said:
+    # A part shows nothing of it, so it is not yet said: the page being left asks for its parts to its very end.
+    if page.said and not template.startswith(PARTS):
         response.delete_cookie(SAID_COOKIE, path="/")
     return response
 

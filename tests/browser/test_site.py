@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -166,6 +167,23 @@ def test_a_selection_is_kept_while_the_page_is_live(visitor: Visitor, batch_id: 
     expect(page.get_by_label("Select sku-0", exact=True)).to_be_checked()
     page.get_by_role("button", name="Reject").click()
     expect(page.get_by_text("1 picture rejected")).to_be_visible()
+
+
+def test_what_was_done_is_said_though_parts_are_fetched_before_the_answer_is_followed(
+    visitor: Visitor, batch_id: list[str]
+) -> None:
+    page = visitor.enter(f"/batches/{batch_id[0]}")
+    page.get_by_label("Select sku-0", exact=True).check()
+    page.evaluate("setInterval(() => htmx.trigger(document.querySelector('#live'), 'refresh'), 100)")
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("Fetch.enable", {"patterns": [{"urlPattern": "*/bulk", "requestStage": "Response"}]})
+    answers: list[dict[str, Any]] = []
+    devtools.on("Fetch.requestPaused", lambda answer: answers.append(answer))
+    with page.expect_request(lambda request: bool(answers) and "part=live" in request.url) as live:
+        page.get_by_role("button", name="Approve").click(no_wait_after=True)
+    assert live.value.response() is not None, "fetched while the form's answer is on the way"
+    devtools.send("Fetch.continueRequest", {"requestId": answers[0]["requestId"]})
+    expect(page.get_by_text("1 picture approved")).to_be_visible()
 
 
 def test_a_tab_that_nobody_sees_gives_its_connection_back(visitor: Visitor, batch_id: list[str]) -> None:

@@ -143,6 +143,8 @@ def test_filters_stand_in_the_address_and_narrow_the_list(client: TestClient, ba
 def test_a_group_is_retried_by_its_button(client: TestClient, batch: Seeder) -> None:
     answer = client.post("/batches/b/retry", data={"code": "unavailable"})
     assert answer.status_code == 303 and answer.headers["location"] == "/batches/b"
+    for part in ("live", "jobs"):  # by the page that is being left: the answer's events have it asked for
+        client.get(f"/batches/b?part={part}", headers={"hx-request": "true"})
     assert "1 job to be tried again" in client.get("/batches/b").text
     assert batch.row(3)["state"] == "pending" and batch.row(6)["state"] == "failed"
     assert "1 job to be tried again" not in client.get("/batches/b").text, "it is said once"
