@@ -52,8 +52,13 @@ def encode(vae: Any, picture: Image.Image) -> Tensor:
 
     The mode of the posterior, not a draw from it. Source: diffusers FluxKontextPipeline._encode_vae_image.
     """
-    pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0).permute(2, 0, 1).unsqueeze(0)
-    posterior = vae.encode((2.0 * pixels - 1.0).to(execution_device(vae), vae.dtype)).latent_dist
+    return encode_levels(vae, torch.from_numpy(np.array(picture)).unsqueeze(0))
+
+
+def encode_levels(vae: Any, levels: Tensor) -> Tensor:
+    """As `encode`, of RGB values: uint8 (B, H, W, 3) -> (B, 16, H / 8, W / 8)."""
+    pixels = levels.to(execution_device(vae)).permute(0, 3, 1, 2).float() / 255.0
+    posterior = vae.encode((2.0 * pixels - 1.0).to(vae.dtype)).latent_dist
     return (posterior.mode() - vae.config.shift_factor) * vae.config.scaling_factor
 
 

@@ -1,7 +1,7 @@
 """`python -m kontext_model.training`: what is wanted beside `kontext-model train`.
 
 export CONFIG.toml [FOLDER]       write what a run has reached, finished or not
-wardrobe FOLDER [--stage NAME]    make the shipped checkpoint from nothing, or one stage of it
+wardrobe FOLDER [--stage NAME]    make the shipped checkpoint from nothing, or one stage of it; minutes on a GPU
 """
 
 import argparse
@@ -13,12 +13,15 @@ from types import MappingProxyType
 
 import torch
 
+from kontext_model.checkpoint import open_checkpoint
+from kontext_model.editor import KontextEditor
 from kontext_model.training.autoencoder import AutoencoderConfig
 from kontext_model.training.command import export
 from kontext_model.training.config import read_config
 from kontext_model.training.decoder import DecoderConfig, train_decoder
 from kontext_model.training.grid import draw_grid
-from kontext_model.training.prefill import prefill
+from kontext_model.training.run_state import copy_weights, read_average
+from kontext_model.training.settle import SettleConfig, settle_decoder
 from kontext_model.training.shipping import TransformerConfig, export_checkpoint, install_decoder, start_wardrobe
 from kontext_model.training.trainer import Trainer
 
@@ -49,7 +52,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     wardrobe = commands.add_parser("wardrobe", help="make the shipped checkpoint from nothing")
     wardrobe.add_argument("folder", type=Path)
     wardrobe.add_argument("--device", default="cpu")
-    wardrobe.add_argument("--encoders", type=int, default=0, help="processes that encode the images ahead")
+    wardrobe.add_argument("--drawers", type=int, default=0, help="processes that draw the pictures ahead")
+    wardrobe.add_argument("--length", type=float, default=1.0, help="share of every stage's steps: 0.05 suits a CPU")
     wardrobe.add_argument("--stage", choices=STAGES, help="this one alone")
     wardrobe.set_defaults(run=_make_wardrobe)
     return parser.parse_args(arguments)
@@ -68,28 +72,51 @@ def _start(options: argparse.Namespace) -> None:
 
 
 def _train_decoder(options: argparse.Namespace) -> None:
-    train_decoder(options.folder / "decoder", DecoderConfig(), report=_report)
+    config, share = DecoderConfig(), options.length
+    config = replace(config, crop_steps=_scale(config.crop_steps, share), whole_steps=_scale(config.whole_steps, share))
+    train_decoder(options.folder / "decoder", config, options.device, _report)
     install_decoder(options.folder / "start", options.folder / "decoder")
 
 
 def _train_transformer(options: argparse.Namespace) -> None:
-    folder = options.folder
+    recipe, folder = read_config(RECIPE), options.folder
+    phases = tuple(replace(phase, steps=_scale(phase.steps, options.length)) for phase in recipe.phases)
     config = replace(
-        read_config(RECIPE), checkpoint=str(folder / "start"), out=str(folder / "transformer"), device=options.device
+        recipe,
+        checkpoint=str(folder / "start"),
+        out=str(folder / "transformer"),
+        device=options.device,
+        phases=phases,
     )
-    if options.encoders:
-        prefill(config, options.encoders, _report)
-    Trainer(config, report=_report).train(on_validation=draw_grid)
+    Trainer(config, _report, options.drawers).train(on_validation=draw_grid)
+
+
+def _settle(options: argparse.Namespace) -> None:
+    config, folder = SettleConfig(), options.folder
+    config = replace(config, count=_scale(config.count, options.length), steps=_scale(config.steps, options.length))
+    checkpoint = open_checkpoint(folder / "start", device=options.device)
+    copy_weights(checkpoint.transformer, read_average(folder / "transformer")[0])
+    settle_decoder(folder / "settled", KontextEditor(checkpoint), config, options.drawers, _report)
 
 
 def _export(options: argparse.Namespace) -> None:
     folder = options.folder
-    made = export_checkpoint(folder / "start", folder / "wardrobe-small", folder / "transformer", folder / "decoder")
+    made = export_checkpoint(folder / "start", folder / "wardrobe-small", folder / "transformer", folder / "settled")
     _report(f"made {made}")
 
 
+def _scale(count: int, share: float) -> int:
+    return max(1, round(count * share))
+
+
 STAGES: Mapping[str, Callable[[argparse.Namespace], None]] = MappingProxyType(
-    {"start": _start, "decoder": _train_decoder, "transformer": _train_transformer, "export": _export}
+    {
+        "start": _start,
+        "decoder": _train_decoder,
+        "transformer": _train_transformer,
+        "settle": _settle,
+        "export": _export,
+    }
 )
 
 

@@ -1,11 +1,13 @@
 """What a step trains on: triples of one canvas, chosen by (seed, step, part) alone.
 
-Owns which triples, prompts and guidance a step sees, and which rows of it this process takes. However many processes
-share a run, the run is the same. Refuses to encode: latents and embeds come from their caches.
+Owns which of the triples on offer, prompts and guidance a step sees, and which rows of it this process takes. However
+many processes share a run, the run is the same. Refuses to encode: that is the supply's and the embed cache's.
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 
 import torch
@@ -16,11 +18,11 @@ from kontext_model.canvas import Canvas
 from kontext_model.text import TextEmbeds
 from kontext_model.training.config import Phase, TrainingConfig
 from kontext_model.training.embed_cache import EmbedCache
-from kontext_model.training.latent_cache import LatentCache
+from kontext_model.training.supply import Buckets, Supply
 from kontext_model.training.triples import TripleSource
 
-Buckets = dict[Canvas, list[int]]
-"""Triples by the canvas they have at some area."""
+EMBEDS_AT_HAND = 32
+"""Prompts whose embeds stay on the device."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +41,32 @@ class Batch:
     guidance: Tensor
 
 
-@dataclass(frozen=True)
 class Batches:
-    """Draws batches for process `number` of `processes`, on its device."""
+    """Draws batches for process `number` of `processes`, on its device.
 
-    config: TrainingConfig
-    source: TripleSource
-    buckets: dict[int, Buckets]
-    latents: LatentCache
-    embeds: EmbedCache
-    device: torch.device
-    number: int = 0
-    processes: int = 1
+    `supplies` are of phases whose triples are not and are drawn anew.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        source: TripleSource,
+        supplies: Mapping[bool, Supply],
+        embeds: EmbedCache,
+        device: torch.device,
+        number: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.config, self.source, self.supplies, self.embeds, self.device = config, source, supplies, embeds, device
+        self.rows = slice(number, None, processes)
+        self._read_embeds = lru_cache(EMBEDS_AT_HAND)(lambda prompt: _place(embeds.read(prompt), device))
 
     def draw(self, phase: Phase, step: int, part: int) -> Batch:
         """This process's rows of an optimizer step's accumulation part."""
         config = self.config
         rng = Random(f"{config.seed}/{step}/{part}")
-        buckets = self.buckets[phase.area_px]
+        supply = self.supplies[phase.fresh > 0]
+        buckets = supply.offer(step)
         canvas = rng.choices(list(buckets), [len(members) for members in buckets.values()])[0]
         members = buckets[canvas]
         chosen = (
@@ -66,19 +76,20 @@ class Batches:
             "" if rng.random() < config.prompt_dropout else rng.choice(self.source.prompts(index)) for index in chosen
         ]
         guidance = [rng.uniform(config.guidance[0], config.guidance[-1]) for _ in chosen]
-        rows = slice(self.number, None, self.processes)
-        pairs = [self.latents.read(self.source, index, canvas) for index in chosen[rows]]
-        condition, target = (latents.pack(torch.stack(each).float()) for each in zip(*pairs, strict=True))
-        embeds = text.join([self.embeds.read(prompt).cut(phase.text_length) for prompt in prompts[rows]])
+        condition, target = (latents.pack(each.float()) for each in supply.read(chosen[self.rows], canvas).unbind(1))
         return Batch(
             phase.batch,
-            rows,
+            self.rows,
             canvas,
-            target.to(self.device),
-            condition.to(self.device),
-            embeds.to(self.device, embeds.sequence.dtype),
-            torch.tensor(guidance[rows], device=self.device),
+            target,
+            condition,
+            text.join([self._read_embeds(prompt).cut(phase.text_length) for prompt in prompts[self.rows]]),
+            torch.tensor(guidance[self.rows], device=self.device),
         )
+
+
+def _place(embeds: TextEmbeds, device: torch.device) -> TextEmbeds:
+    return embeds.to(device, embeds.sequence.dtype)
 
 
 def sort_into_buckets(source: TripleSource, area_px: int) -> Buckets:

@@ -43,7 +43,9 @@ class Phase:
     """A stretch of the run at one canvas area. `schedule` is `cosine` or `constant`, `batch` that of one pass.
 
     Several processes share each pass: `batch` must be a multiple of their number. `text_length` cuts the prompts' T5
-    states to that many tokens: a first phase learns faster when it reads only how a prompt begins.
+    states to that many tokens: a first phase learns faster when it reads only how a prompt begins. `fresh`, of the
+    wardrobe alone, is how many triples, drawn for the phase, enter with each step and push out the oldest; with 0 the
+    phase trains on `data.count` of them, whose latents are kept on disk.
     """
 
     area_px: int
@@ -53,6 +55,7 @@ class Phase:
     schedule: str = "cosine"
     warmup: int = 100
     text_length: int | None = None
+    fresh: int = 0
 
     def __post_init__(self) -> None:
         _check("area_px", self.area_px, 256 <= self.area_px <= 4096**2, "from 256 (16×16) to 16777216 (4096×4096)")
@@ -60,7 +63,8 @@ class Phase:
             _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _check("rate", self.rate, 0 < self.rate < inf, "above 0")
         _check("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
-        _check("warmup", self.warmup, self.warmup >= 0, "at least 0")
+        for name in ("warmup", "fresh"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _check("text_length", self.text_length, self.text_length is None or self.text_length >= 1, "at least 1")
 
 
@@ -129,6 +133,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _check("phases", list(self.phases), bool(self.phases), "at least one phase")
+        for number, phase in enumerate(self.phases):
+            drawn = not phase.fresh or self.data.source == "wardrobe"
+            _check(f"phases[{number}].fresh", phase.fresh, drawn, "0, as nothing but the wardrobe can be drawn anew")
         _check("accumulation", self.accumulation, self.accumulation >= 1, "at least 1")
         _check("clip", self.clip, self.clip > 0, "above 0")
         _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < inf, "at least 0")

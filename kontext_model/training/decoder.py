@@ -59,9 +59,25 @@ class DecoderConfig:
         return learning_rate("cosine", self.whole_rate, step - self.crop_steps, self.whole_steps, self.warmup)
 
 
+Lesson = tuple[Tensor, Tensor]
+"""Latents (B, 16, H/8, W/8) and the pixels (B, 3, H, W), in -1..1, that shall come of them."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a decoder is taught: what each step sees from a step on, and how much it changes."""
+
+    steps: int
+    lessons: Callable[[int], Iterator[Lesson]]
+    rate: Callable[[int], float]
+    decay: float
+    square: float = 2.0
+
+
 def train_decoder(
     folder: Path,
     config: DecoderConfig,
+    device: str = "cpu",
     report: Callable[[str], None] = print,
     save_every_s: float = 60.0,
     until: int | None = None,
@@ -70,26 +86,52 @@ def train_decoder(
 
     Gives the VAE with the averaged decoder.
     """
-    vae = make_autoencoder(config.vae).train()
+    vae = make_autoencoder(config.vae).to(device)
+
+    def lessons(start: int) -> Iterator[Lesson]:
+        for step, pixels in enumerate(draw_batches(config, start), start=start):
+            yield encode_jittered(vae, pixels.to(device), config.jitter, step_generator(config.seed, step)), pixels
+
+    return teach(vae, Course(config.steps, lessons, config.rate, config.decay), folder, report, save_every_s, until)
+
+
+def encode_jittered(vae: Any, pixels: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
+    """Latents of pixels, each picture's with noise of a level of its own, at most `jitter`; a CPU generator's."""
+    with torch.no_grad():
+        latents: Tensor = vae.encoder(pixels)[:, :LATENTS]
+        level = torch.rand((len(latents), 1, 1, 1), generator=generator).square() * jitter
+        return latents + (level * torch.randn(latents.shape, generator=generator)).to(latents.device)
+
+
+def teach(
+    vae: Any,
+    course: Course,
+    folder: Path,
+    report: Callable[[str], None] = print,
+    save_every_s: float = 60.0,
+    until: int | None = None,
+) -> Any:
+    """Take a VAE's decoder through a course, or to its step `until`, from where the folder's state ends.
+
+    Gives the VAE with the averaged decoder.
+    """
+    vae.train()
     vae.encoder.requires_grad_(False)
-    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=config.crop_rate, betas=(0.9, 0.98), weight_decay=1e-4)
-    average = Average(vae, config.decay)
-    start, stop = load_state(folder, vae, average, optimizer), min(until or config.steps, config.steps)
-    batches = draw_batches(config, start)
+    vae.decoder.requires_grad_(True)
+    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=1e-4)
+    average = Average(vae, course.decay)
+    start, stop = load_state(folder, vae, average, optimizer), min(until or course.steps, course.steps)
+    lessons = course.lessons(start)
     saved_s, began_s, running = time.monotonic(), time.monotonic(), 0.0
     for step in range(start, stop):
-        pixels, generator = next(batches), step_generator(config.seed, step)
-        with torch.no_grad():
-            latents = vae.encoder(pixels)[:, :LATENTS]
-            level = torch.rand((len(latents), 1, 1, 1), generator=generator).square() * config.jitter
-            latents = latents + level * torch.randn(latents.shape, generator=generator)
+        latents, pixels = (each.to(vae.device) for each in next(lessons))
         restored = vae.decoder(latents)
-        loss = reconstruction_loss(restored, pixels)
+        loss = reconstruction_loss(restored, pixels, course.square)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = config.rate(step)
+            group["lr"] = course.rate(step)
         optimizer.step()
         average.update(vae, step)
         decibels = 10 * torch.log10(4 / functional.mse_loss(restored.detach(), pixels)).item()
@@ -97,8 +139,8 @@ def train_decoder(
         if step % 20 == 19:
             pace_s = (time.monotonic() - began_s) / (step + 1 - start)
             report(
-                f"decoder step {step + 1}/{config.steps}  loss {loss.item():.4f}  {running:.2f} dB"
-                f"  {pace_s:.2f} s/step  {pace_s * (config.steps - step - 1) / 60:.1f} min left"
+                f"decoder step {step + 1}/{course.steps}  loss {loss.item():.4f}  {running:.2f} dB"
+                f"  {pace_s:.2f} s/step  {pace_s * (course.steps - step - 1) / 60:.1f} min left"
             )
         if time.monotonic() - saved_s > save_every_s or step + 1 == stop:
             save_state(folder, step + 1, vae, average, optimizer)
@@ -107,15 +149,16 @@ def train_decoder(
     return vae.eval()
 
 
-def reconstruction_loss(restored: Tensor, pixels: Tensor) -> Tensor:
-    """Absolute and squared error, the gradients' absolute error, which keeps edges sharp, and once more the error where
-    the picture is plain: on a plain ground the eye sees the faintest stain. Shapes: (B, 3, H, W) each, in -1..1.
+def reconstruction_loss(restored: Tensor, pixels: Tensor, square: float = 2.0) -> Tensor:
+    """Absolute error and, `square` times, squared error, the gradients' absolute error, which keeps edges sharp, and
+    once more the error where the picture is plain: on a plain ground the eye sees the faintest stain.
+    Shapes: (B, 3, H, W) each, in -1..1.
     """
     error = restored - pixels
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     plain = find_plain(pixels)
     stains = (functional.relu(error.abs() - PLAIN_SLACK) * plain).sum() / (3 * plain.sum() + 1)
-    return error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + 1.5 * stains
+    return error.abs().mean() + square * error.square().mean() + 0.5 * edges + 1.5 * stains
 
 
 def find_plain(pixels: Tensor) -> Tensor:
@@ -157,5 +200,9 @@ def _crop(rng: Random, picture: Any, side: int) -> Any:
 
 
 def _as_pixels(pictures: list[Any]) -> Tensor:
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    return stacked.float().div_(127.5).sub_(1.0).contiguous()
+    return as_pixels(torch.from_numpy(np.stack(pictures)))
+
+
+def as_pixels(levels: Tensor) -> Tensor:
+    """RGB values as a decoder gives them: uint8 (B, H, W, 3) -> (B, 3, H, W) in -1..1."""
+    return levels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 STATE_NAME = "state.pt"
 
@@ -30,9 +31,9 @@ class Average:
 
     def update(self, model: Any, step: int) -> None:
         """Move towards the model after the step of that number (from 0)."""
-        keep = min(self.decay, (1 + step) / (10 + step))
-        for name, value in trained_weights(model).items():
-            self.shadow[name].lerp_(value.detach().float(), 1 - keep)
+        move = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+        values = [value.detach().float() for value in trained_weights(model).values()]
+        move(list(self.shadow.values()), values, step)
 
     @contextlib.contextmanager
     def applied(self, model: Any) -> Iterator[None]:
@@ -60,9 +61,9 @@ def copy_weights(model: Any, weights: dict[str, Tensor]) -> None:
         known[name].data.copy_(value)
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The generator of everything random in one step."""
-    return torch.Generator("cpu").manual_seed((seed * 1_000_003 + step) % (2**63))
+def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The generator of everything random in one step that is drawn on that device."""
+    return torch.Generator(device).manual_seed((seed * 1_000_003 + step) % (2**63))
 
 
 def save_state(folder: Path, step: int, model: Any, average: Average, optimizer: Any, base: str = "") -> None:

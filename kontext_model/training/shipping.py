@@ -32,8 +32,8 @@ class TransformerConfig:
     """The small transformer's widths; the rest is FLUX's."""
 
     double_blocks: int = 2
-    single_blocks: int = 4
-    heads: int = 5
+    single_blocks: int = 5
+    heads: int = 6
     head_width: int = 32
     axes: tuple[int, int, int] = (8, 12, 12)
     seed: int = 0

@@ -12,7 +12,7 @@ from kontext_model.canvas import Canvas
 from kontext_model.checkpoint import open_outline
 from kontext_model.training.batches import sort_into_buckets
 from kontext_model.training.config import ConfigError, TrainingConfig
-from kontext_model.training.triples import RowSource, TripleSource, open_source, open_validation
+from kontext_model.training.triples import RowSource, open_source, open_validation
 
 MOST_CUTS = 20
 """Cut prompts that are told one by one."""
@@ -50,9 +50,10 @@ def survey(config: TrainingConfig, read_images: bool = False) -> Survey:
     outline = open_outline(config.checkpoint)
     trained = _count_trained(config, outline.transformer)
     if read_images:
-        for each, index in _each(*(each for each in (source, validation) if isinstance(each, RowSource))):
-            each.images(index, each.canvas(index, areas[-1]))
-    prompts = sorted({prompt for each, index in _each(source, validation) for prompt in each.prompts(index)})
+        for each in (source, validation):
+            for index in range(len(each)) if isinstance(each, RowSource) else ():
+                each.images(index, each.canvas(index, areas[-1]))
+    prompts = sorted(source.wordings() | validation.wordings())
     length = outline.defaults.text_length
     lost = [(prompt, text.find_lost_words(outline.tokenizer_2, prompt, length)) for prompt in prompts]
     cuts = tuple(Cut(prompt, words) for prompt, words in lost if words)
@@ -70,11 +71,6 @@ def describe(found: Survey) -> Iterator[str]:
         yield f"  {text.shorten(cut.prompt, 60)!r} loses {text.shorten(cut.lost, 200)!r}"
     if len(found.cuts) > MOST_CUTS:
         yield f"  … and {len(found.cuts) - MOST_CUTS:,} more"
-
-
-def _each(*sources: TripleSource) -> Iterator[tuple[TripleSource, int]]:
-    for source in sources:
-        yield from ((source, index) for index in range(len(source)))
 
 
 def _count_trained(config: TrainingConfig, transformer: Any) -> int:

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from peft import LoraConfig as LoraAdapter
 from torch import Tensor
 
 from kontext_model import latents
+from kontext_model.canvas import Canvas
 from kontext_model.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from kontext_model.revision import resolve
 from kontext_model.training.attention import WrittenOut
@@ -31,6 +32,7 @@ from kontext_model.training.objective import draw_rollout_sigmas, draw_sigmas, f
 from kontext_model.training.progress import OnPace, Pace, Say, print_lines
 from kontext_model.training.run_state import Average, load_state, save_state, step_generator, trained_weights
 from kontext_model.training.schedule import learning_rate
+from kontext_model.training.supply import CachedSupply, DrawnSupply, Supply
 from kontext_model.training.triples import TripleSource, open_source, open_validation
 
 
@@ -42,10 +44,11 @@ class Trainer:
     """One run: its model, optimizer and averages.
 
     Making one reads and checks the triples, encodes their prompts, opens the model and restores the run's state.
-    Raises TripleError, CheckpointError, ConfigError; ValueError for a state that is another run's.
+    `drawers` processes draw what a phase wants fresh; with none, this one does. Raises TripleError, CheckpointError,
+    ConfigError; ValueError for a state that is another run's.
     """
 
-    def __init__(self, config: TrainingConfig, report: Say = print) -> None:
+    def __init__(self, config: TrainingConfig, report: Say = print, drawers: int = 0) -> None:
         self.config, self.out = config, Path(config.out)
         self.accelerator = Accelerator(
             cpu=torch.device(config.device).type == "cpu", mixed_precision="no", device_placement=False
@@ -55,7 +58,8 @@ class Trainer:
         self.report: Say = report if self.accelerator.is_main_process else lambda line: None
         _check_shares(config, self.processes)
         source, self.validation = open_source(config.data), open_validation(config)
-        buckets = {phase.area_px: sort_into_buckets(source, phase.area_px) for phase in config.phases}
+        cached = {phase.area_px for phase in config.phases if not phase.fresh}
+        buckets = {area_px: sort_into_buckets(source, area_px) for area_px in sorted(cached)}
         embeds = self._encode_prompts(source)
         self.vae = self._open("decode", torch.float32).vae
         self.checkpoint = self._open("sample", self._frozen_dtype)
@@ -65,7 +69,12 @@ class Trainer:
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self._make_optimizer())
         self.step = load_state(self.out, self.model, self.average, self.optimizer, self._base)
         cache = LatentCache(self.out / "latents", self.vae, encoder_digest(self.vae), config.data.fit)
-        self.batches = Batches(config, source, buckets, cache, embeds, self.device, self.number, self.processes)
+        supplies: dict[bool, Supply] = {
+            False: CachedSupply(config, source, buckets, cache, self.device),
+            True: DrawnSupply(config, self.vae, drawers),
+        }
+        self.batches = Batches(config, source, supplies, embeds, self.device, self.number, self.processes)
+        self._ahead: list[Batch] = []
 
     def _open(self, stage: str, dtype: torch.dtype) -> Checkpoint:
         return open_checkpoint(
@@ -89,9 +98,7 @@ class Trainer:
         """See that every prompt has embeds, shared among the processes; the text encoders are gone afterwards."""
         pinned = resolve(self.config.checkpoint, cache_file=self.out / "revisions.json")
         cache = EmbedCache(self.out / "embeds", pinned.revision, self._frozen_dtype)
-        wanted = {prompt for each in (source, self.validation) for i in range(len(each)) for prompt in each.prompts(i)}
-        if self.config.prompt_dropout:
-            wanted.add("")
+        wanted = source.wordings() | self.validation.wordings() | ({""} if self.config.prompt_dropout else set())
         missing = cache.find_missing(sorted(wanted)[self.number :: self.processes])
         if missing:
             self.report(f"encoding {len(missing):,} prompts")
@@ -126,6 +133,7 @@ class Trainer:
             lr=1e-3,
             betas=(config.betas[0], config.betas[1]),
             weight_decay=config.weight_decay,
+            fused=self.device.type == "cuda",
         )
 
     @cached_property
@@ -165,35 +173,45 @@ class Trainer:
     def _take_step(self) -> float:
         config = self.config
         phase, local = config.phase_at(self.step)
+        batches = self._ahead or self._draw(self.step)
         generator = step_generator(config.seed, self.step)
+        noises = generator if self.device.type == "cpu" else step_generator(config.seed, self.step, self.device)
         self.model.train()
         total = torch.zeros((), device=self.device)
-        for part in range(config.accumulation):
-            batch = self.batches.draw(phase, self.step, part)
-            waits = part + 1 < config.accumulation
+        for part, batch in enumerate(batches, start=1):
+            waits = part < config.accumulation
             with self.accelerator.no_sync(self.wrapped) if waits else nullcontext():
-                loss = self._loss(batch, generator) / config.accumulation
+                loss = self._loss(batch, generator, noises) / config.accumulation
                 self.accelerator.backward(loss)
             total += loss.detach()
-        told = float(self.accelerator.reduce(total, "mean"))
-        if not isfinite(told):
-            raise DivergedError(
-                f"the loss of step {self.step + 1} is {told}; the state in {self.out} is from before: start again with "
-                "a lower `rate`, or with `precision` float32"
-            )
         self.accelerator.clip_grad_norm_(self.weights.values(), config.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(phase.schedule, phase.rate, local, phase.steps, phase.warmup)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model, self.step)
+        self._ahead = self._draw(self.step + 1)  # while an accelerator works
+        told = float(self.accelerator.reduce(total, "mean"))
+        if not isfinite(told):
+            raise DivergedError(
+                f"the loss of step {self.step + 1} is {told}; the state in {self.out} is from before: start again with "
+                "a lower `rate`, or with `precision` float32"
+            )
         self.step += 1
         return told
 
-    def _loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def _draw(self, step: int) -> list[Batch]:
+        """The step's passes; none after the last step."""
+        if step == self.config.steps:
+            return []
+        phase, _ = self.config.phase_at(step)
+        return [self.batches.draw(phase, step, part) for part in range(self.config.accumulation)]
+
+    def _loss(self, batch: Batch, generator: torch.Generator, noises: torch.Generator) -> Tensor:
         """The mean over this process's rows; noise levels and noise are drawn for the whole batch."""
         objective, clean = self.config.objective, batch.target
-        noise = torch.randn((batch.size, *clean.shape[1:]), generator=generator)[batch.rows].to(clean.device)
+        shape = (batch.size, *clean.shape[1:])
+        noise = torch.randn(shape, generator=noises, device=noises.device)[batch.rows]
         velocity = partial(self._predict, batch)
         if objective.rollout and float(torch.rand((), generator=generator)) < objective.rollout:
             sigmas = draw_rollout_sigmas(batch.size, generator)[batch.rows].to(clean.device)
@@ -203,8 +221,6 @@ class Trainer:
 
     def _predict(self, batch: Batch, x: Tensor, sigmas: Tensor) -> Tensor:
         """The model's velocity (B, S, 64) for the batch's condition and prompts."""
-        kinds = (latents.GENERATED, latents.CONDITION)
-        ids = torch.cat([latents.position_ids(batch.canvas, kind) for kind in kinds]).to(x.device)
         dtype = self.checkpoint.dtype
         with self._autocast():
             velocity: Tensor = self.wrapped(
@@ -214,7 +230,7 @@ class Trainer:
                 pooled_projections=batch.embeds.pooled,
                 encoder_hidden_states=batch.embeds.sequence,
                 txt_ids=torch.zeros(batch.embeds.sequence.shape[1], 3, device=x.device),
-                img_ids=ids,
+                img_ids=_position_ids(batch.canvas, x.device),
                 return_dict=False,
             )[0]
         return velocity[:, : x.shape[1]]
@@ -230,6 +246,13 @@ class Trainer:
             warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
             with WrittenOut() if self.device.type == "cpu" else nullcontext():
                 yield
+
+
+@lru_cache(8)
+def _position_ids(canvas: Canvas, device: torch.device) -> Tensor:
+    """Of what is drawn and of the condition, (2·S, 3); kept on the device, since sending waits for it."""
+    kinds = (latents.GENERATED, latents.CONDITION)
+    return torch.cat([latents.position_ids(canvas, kind) for kind in kinds]).to(device)
 
 
 def _check_shares(config: TrainingConfig, processes: int) -> None:

@@ -45,7 +45,10 @@ class Row:
 
 
 class TripleSource(Protocol):
-    """Triples by index. `identity` changes whenever the picture of that index would."""
+    """Triples by index. `identity` changes whenever the picture of that index would.
+
+    `prompts` are those that fit a triple, `wordings` those of all together.
+    """
 
     def __len__(self) -> int: ...
 
@@ -57,10 +60,12 @@ class TripleSource(Protocol):
 
     def prompts(self, index: int) -> tuple[str, ...]: ...
 
+    def wordings(self) -> frozenset[str]: ...
+
 
 @dataclass(frozen=True)
 class WardrobeSource:
-    """`count` drawn samples from `first_seed` on, squares and other shapes in turn."""
+    """`count` drawn samples from `first_seed` on, squares and other shapes in turn; those after them can be had too."""
 
     count: int
     first_seed: int = 1_000_000
@@ -80,6 +85,9 @@ class WardrobeSource:
 
     def prompts(self, index: int) -> tuple[str, ...]:
         return PROMPTS[choose_kind(self.first_seed + index)]
+
+    def wordings(self) -> frozenset[str]:
+        return frozenset(prompt for prompts in PROMPTS.values() for prompt in prompts)
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,9 @@ class RowSource:
 
     def prompts(self, index: int) -> tuple[str, ...]:
         return (self.rows[index].prompt,)
+
+    def wordings(self) -> frozenset[str]:
+        return frozenset(row.prompt for row in self.rows)
 
 
 def _opened(path: Path, where: str, column: str) -> Image.Image:

@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 from kontext_model import Edit, KontextEditor, checkpoint, wardrobe
 from kontext_model.cli import app
+from kontext_model.revision import Defaults
 from kontext_model.text import CutPromptWarning
 from kontext_model.training import __main__ as making
-from kontext_model.training import decoder
+from kontext_model.training import decoder, shipping
 from kontext_model.training import trainer as trainers
 from kontext_model.training.autoencoder import AutoencoderConfig
 from kontext_model.training.command import train
@@ -36,6 +37,7 @@ from kontext_model.training.config import (
 from kontext_model.training.decoder import DecoderConfig
 from kontext_model.training.progress import Pace, open_progress
 from kontext_model.training.run_state import STATE_NAME, read_average
+from kontext_model.training.settle import SettleConfig
 from kontext_model.training.shipping import TransformerConfig
 from kontext_model.training.survey import describe, survey
 from kontext_model.training.trainer import DivergedError, Trainer
@@ -334,6 +336,8 @@ def test_one_command_makes_the_shipped_checkpoint_from_nothing(
     monkeypatch.setattr(making, "AutoencoderConfig", lambda: vae)
     monkeypatch.setattr(making, "TransformerConfig", lambda: TransformerConfig(double_blocks=1, single_blocks=1))
     monkeypatch.setattr(making, "DecoderConfig", lambda: DecoderConfig(vae, crop_steps=1, whole_steps=1, batch=1))
+    monkeypatch.setattr(making, "SettleConfig", lambda: SettleConfig(count=1, steps=1, batch=1))
+    monkeypatch.setattr(shipping, "WARDROBE_DEFAULTS", Defaults(area_px=4096, text_length=144, steps=1, guidance=2.5))
     monkeypatch.setattr(decoder, "POOL", 1)
     made = tmp_path / "run" / "wardrobe-small"
     assert making.main(["wardrobe", str(tmp_path / "run")]) == 0

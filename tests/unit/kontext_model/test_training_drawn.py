@@ -1,0 +1,108 @@
+"""Training on triples that are drawn while the run goes on, and the decoder's last lessons from what a model draws."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kontext_model.canvas import Canvas
+from kontext_model.checkpoint_maker import make_checkpoint
+from kontext_model.editor import KontextEditor
+from kontext_model.training import supply
+from kontext_model.training.config import ConfigError, DataConfig, Phase, TrainingConfig, ValidationConfig, read_config
+from kontext_model.training.latent_cache import LatentCache
+from kontext_model.training.settle import SettleConfig, draw_answers, settle_decoder
+from kontext_model.training.supply import BLOCK, DrawnSupply
+from kontext_model.training.trainer import Trainer
+from kontext_model.training.triples import WardrobeSource
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("start") / "tiny", size="tiny")
+
+
+def _config(out: Path, start: Path) -> TrainingConfig:
+    return TrainingConfig(
+        checkpoint=str(start),
+        out=str(out),
+        phases=(Phase(32 * 32, 3, 2, 1e-3, warmup=0, fresh=40), Phase(48 * 48, 3, 2, 1e-3, warmup=0, fresh=100)),
+        data=DataConfig(count=3),
+        validation=ValidationConfig(every=0, count=1),
+        save_every_s=0.0,
+    )
+
+
+def _offers(drawn: DrawnSupply, steps: range) -> list[list[int]]:
+    return [sorted(index for members in drawn.offer(step).values() for index in members) for step in steps]
+
+
+def test_triples_enter_with_every_step_and_the_oldest_leave(
+    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supply, "WINDOW_BLOCKS", 2)
+    config = _config(tmp_path, start)
+    vae = KontextEditor.open(start, parts=frozenset({"decode"})).checkpoint.vae
+    offers = _offers(DrawnSupply(config, vae), range(6))
+    blocks = [(0, 1), (0, 1), (0, 2), (2, 4), (3, 5), (4, 6)]
+    assert offers == [list(range(first * BLOCK, end * BLOCK)) for first, end in blocks]
+    assert _offers(DrawnSupply(config, vae), range(4, 6)) == offers[4:], "a run that goes on is offered the same"
+
+
+def test_a_drawn_triple_is_the_source_s(tmp_path: Path, start: Path) -> None:
+    config = _config(tmp_path, start)
+    vae = KontextEditor.open(start, parts=frozenset({"decode"})).checkpoint.vae
+    drawn = DrawnSupply(config, vae)
+    canvas, (index, *_) = next(iter(drawn.offer(3).items()))
+    assert canvas == WardrobeSource(0).canvas(index, 48 * 48)
+    cached = LatentCache(tmp_path, vae, "").read(WardrobeSource(0, config.data.first_seed), index, canvas)
+    assert torch.allclose(drawn.read([index], canvas)[0].float(), torch.stack(cached).float(), atol=2e-2)
+
+
+def test_a_killed_run_on_drawn_triples_resumes_and_other_processes_draw_the_same(tmp_path: Path, start: Path) -> None:
+    def trainer(out: str, drawers: int = 0) -> Trainer:
+        return Trainer(_config(tmp_path / out, start), lambda line: None, drawers)
+
+    unbroken = trainer("a")
+    unbroken.train()
+    for stop in (2, 4, None):  # in the first phase, in the second
+        resumed = trainer("b", drawers=1 if stop is None else 0)
+        resumed.train(until=stop)
+    assert resumed.step == unbroken.step == 6
+    for name, value in unbroken.weights.items():
+        assert torch.equal(value, resumed.weights[name]), name
+
+
+def test_only_the_wardrobe_is_drawn_anew(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(
+        'checkpoint = "c"\nout = "o"\n[data]\nsource = "triples.csv"\n'
+        "[[phases]]\narea_px = 4096\nsteps = 1\nbatch = 1\nrate = 1e-3\nfresh = 4\n"
+    )
+    with pytest.raises(ConfigError, match=r"phases\[0\].fresh must be 0, as nothing but the wardrobe .* not 4"):
+        read_config(path)
+
+
+def test_the_decoder_learns_from_what_the_transformer_draws(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "tiny", size="tiny")
+    config = SettleConfig(count=1, steps=4, batch=2, true_every=2)
+    editor = KontextEditor.open(folder)
+    small = replace(editor.defaults, area_px=32 * 32, steps=1)
+    editor = KontextEditor(replace(editor.checkpoint, defaults=small))
+    answers = draw_answers(editor, config)
+    drawn, levels = answers[Canvas(32, 32)]
+    assert drawn.shape == (56, 16, 4, 4) and levels.shape == (56, 32, 32, 3)
+    assert torch.equal(drawn, draw_answers(editor, config)[Canvas(32, 32)][0])
+    before = {name: value.detach().clone() for name, value in editor.checkpoint.vae.named_parameters()}
+
+    def settle(out: str, until: int | None = None) -> dict[str, torch.Tensor]:
+        fresh = KontextEditor(replace(KontextEditor.open(folder).checkpoint, defaults=small))
+        vae = settle_decoder(tmp_path / out, fresh, config, report=lambda line: None, until=until)
+        return {name: value.detach() for name, value in vae.named_parameters()}
+
+    settle("parts", until=2)
+    whole, parts = settle("whole"), settle("parts")
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    changed = {name.split(".")[0] for name, value in whole.items() if not torch.equal(value, before[name])}
+    assert changed == {"decoder"}
