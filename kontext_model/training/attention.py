@@ -1,16 +1,27 @@
-"""Attention written out, for training in bfloat16 on a CPU.
+"""Which attention trains.
 
-torch's fused kernel is made for inference there: its backward pass takes three times the forward's. Two products and a
-softmax go back in half to a quarter of its time, the more so the shorter the
-sequence. Refuses masks, which FLUX does not use.
+On a CPU in bfloat16 it is written out: torch's fused kernel is made for inference there, its backward pass takes three
+times the forward's, and two products and a softmax go back in half to a quarter of its time, the more so the shorter
+the sequence. On a GPU it is any of torch's but cuDNN's. Refuses masks, which FLUX does not use.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+
+SOUND = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""All but cuDNN's, which torch takes first on Hopper: its backward pass gives NaN there, or ends the process, in
+bfloat16 at many lengths. Seen with torch 2.11 on an H200; pytorch/pytorch#196678."""
+
+
+def attention_to_train(device: torch.device) -> AbstractContextManager[Any]:
+    """While active, forward passes on the device choose attention whose backward pass is fast and sound."""
+    return WrittenOut() if device.type == "cpu" else sdpa_kernel(SOUND)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from kontext_model import latents
 from kontext_model.canvas import Canvas
 from kontext_model.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from kontext_model.revision import resolve
-from kontext_model.training.attention import WrittenOut
+from kontext_model.training.attention import attention_to_train
 from kontext_model.training.batches import Batch, Batches, sort_into_buckets
 from kontext_model.training.config import ConfigError, TrainingConfig
 from kontext_model.training.embed_cache import EmbedCache
@@ -244,7 +244,7 @@ class Trainer:
         with warnings.catch_warnings(), torch.autocast(self.device.type, DTYPES[self.config.precision]):
             # Float32 weights of norms on bfloat16 values are what mixed precision is.
             warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-            with WrittenOut() if self.device.type == "cpu" else nullcontext():
+            with attention_to_train(self.device):
                 yield
 
 

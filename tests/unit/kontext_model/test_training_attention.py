@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from kontext_model.training import attention
-from kontext_model.training.attention import WrittenOut, attend
+from kontext_model.training.attention import WrittenOut, attend, attention_to_train
 
 
 def _tensors() -> list[torch.Tensor]:
@@ -37,3 +37,10 @@ def test_it_takes_torchs_place_while_active(monkeypatch: pytest.MonkeyPatch) -> 
         scaled_dot_product_attention(query, key, value, is_causal=True)
     scaled_dot_product_attention(query, key, value)
     assert calls == [3]
+
+
+def test_a_gpu_trains_without_cudnns_attention() -> None:
+    with attention_to_train(torch.device("cuda")):
+        assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    assert isinstance(attention_to_train(torch.device("cpu")), WrittenOut)
