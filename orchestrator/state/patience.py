@@ -31,7 +31,8 @@ class _Watch:
     def __init__(self, engine: Engine, limit_s: float) -> None:
         self._limit_s = limit_s
         self._asked_s: dict[Any, float] = {}
-        self._lock = threading.Lock()
+        # Re-entrant: a collection of garbage may close a forgotten connection in the midst of any of this.
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         pool: Any = engine.pool
         dialect: Any = engine.dialect
@@ -75,7 +76,7 @@ class _Watch:
                     self._thread = None
                     return
                 late_s = time.monotonic() - self._limit_s
-                silent = [connection for connection, asked_s in self._asked_s.items() if asked_s < late_s]
+                silent = [connection for connection, asked_s in self._asked_s.copy().items() if asked_s < late_s]
                 for connection in silent:
                     del self._asked_s[connection]
                     _hang_up(connection)

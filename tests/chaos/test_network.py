@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Timer
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -189,6 +190,25 @@ class TestDatabase:
                 connection.execute(text("SELECT pg_sleep(0.5)"))
             time.sleep(1.6)  # nobody waits for the server meanwhile
             assert connection.execute(text("SELECT 1")).scalar_one() == 1
+
+    def test_a_forgotten_connection_may_be_closed_in_the_midst_of_another(
+        self, database: tuple[Engine, Proxy], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As a collection of garbage does, at any moment and in any thread."""
+        engine, _ = database
+        patience.watch(engine, 0.6)
+        forgotten = [engine.connect() for _ in range(2)]
+
+        def monotonic() -> float:
+            if forgotten:
+                forgotten.pop().close()
+            return time.monotonic()
+
+        monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=monotonic, sleep=time.sleep))
+        asking = threading.Thread(target=self.one, args=(engine,), daemon=True)
+        asking.start()
+        asking.join(5)
+        assert not asking.is_alive() and not forgotten
 
     def test_a_dispatcher_recovers_from_a_silent_database(
         self, database: tuple[Engine, Proxy], valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
