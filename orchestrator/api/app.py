@@ -70,7 +70,7 @@ def build_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        resources.service(Watcher).close()
+        await resources.service(Watcher).close()
         resources.service(Tallies).close()
         resources.broker.close()
         resources.engine.dispose()

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from fastapi.concurrency import run_in_threadpool
@@ -24,6 +25,8 @@ from orchestrator.tallies import Tallies
 
 INTERVAL_S = 0.33
 KEEP_ALIVE_S = 15.0
+# A look takes milliseconds; only one that hangs is left to itself.
+CLOSE_S = 5.0
 EVERYTHING = "*"
 log = structlog.get_logger("live")
 
@@ -48,7 +51,9 @@ class Watcher:
         # Looks begun, and the one that `_seen` came of.
         self._begun = self._shown = 0
         self._told: dict[str, tuple[str, asyncio.Future[str]]] = {}
+        self._telling: set[asyncio.Future[Any]] = set()
         self._task: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
 
     async def follow(self, batch_id: str | None = None) -> AsyncIterator[Standing | None]:
         """How a batch stands, or every open one, and again whenever that changes; None when nothing did for a while."""
@@ -90,12 +95,15 @@ class Watcher:
         if kept is None or kept[0] != standing.etag or (kept[1].done() and kept[1].exception() is not None):
             kept = standing.etag, asyncio.ensure_future(run_in_threadpool(make, standing))
             self._told[standing.batch.id] = kept
+            self._telling.add(kept[1])
+            kept[1].add_done_callback(self._telling.discard)
         return await asyncio.shield(kept[1])
 
-    def close(self) -> None:
-        """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
+    async def close(self) -> None:
+        """Look no more. Waits for the look in progress: its connection would outlive an engine that is disposed of."""
+        self._closed.set()
+        if at_work := self._telling | ({self._task} if self._task is not None else set()):
+            await asyncio.wait(at_work, timeout=CLOSE_S)
 
     @contextmanager
     def _listening(self, to: str) -> Iterator[None]:
@@ -110,7 +118,7 @@ class Watcher:
                 del self._listeners[to]
 
     async def _watch(self) -> None:
-        while self._listeners:
+        while self._listeners and not self._closed.is_set():
             began_s = time.monotonic()
             self._begun += 1
             look = self._begun
@@ -118,7 +126,7 @@ class Watcher:
                 seen = await run_in_threadpool(self._look, list(self._listeners))
             except DBAPIError as error:
                 log.warning("the database does not answer; looking again", error=str(error).partition("\n")[0])
-                await asyncio.sleep(1.0)
+                await self._rest(1.0)
                 continue
             if {k: s.etag for k, s in seen.items()} != {k: s.etag for k, s in self._seen.items()}:
                 self._seen = seen
@@ -128,8 +136,12 @@ class Watcher:
             self._shown = look
             self._looked.set()
             self._looked = asyncio.Event()
-            await asyncio.sleep(max(self._interval_s - (time.monotonic() - began_s), 0.05))
+            await self._rest(max(self._interval_s - (time.monotonic() - began_s), 0.05))
         self._seen, self._told = {}, {}
+
+    async def _rest(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), seconds)
 
     def _look(self, listened: Sequence[str]) -> dict[str, Standing]:
         with reading(self._engine).connect() as connection:

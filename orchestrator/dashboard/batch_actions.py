@@ -118,7 +118,8 @@ def _matching(kept: Kept, batch_id: str, filter_: UrlFilter) -> Iterator[list[in
 def _of_batch(kept: Kept, batch_id: str, given: list[int]) -> Iterator[list[int]]:
     """Those of the ids given that are the batch's: a form may name any."""
     with reading(kept.opened.engine).connect() as connection:
-        yield pages.ids_of_batch(connection, batch_id, given)
+        found = pages.ids_of_batch(connection, batch_id, given)
+    yield found
 
 
 def _retried(jobs: int, bad_rows: int) -> str:

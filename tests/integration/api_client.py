@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from starlette.testclient import TestClient
 
 from orchestrator.access.keys import create_key
@@ -46,7 +46,7 @@ class Api:
 
 @contextmanager
 def open_api(engine: Engine, folder: Path, **given: Any) -> Iterator[Api]:
-    """The API on this database; results lie in a folder, and no broker answers."""
+    """The API on this database; results lie in a folder, and no broker answers. Leaves no connection open."""
     url = engine.url.render_as_string(hide_password=False)
     settings = Settings(
         **{
@@ -55,7 +55,17 @@ def open_api(engine: Engine, folder: Path, **given: Any) -> Iterator[Api]:
         }
     )  # fmt: skip
     app = build_app(settings)
+    held = held_connections(app.state.resources.engine)
     with TestClient(app, follow_redirects=False, raise_server_exceptions=False) as client:
         secret = create_key(engine, "test", Scope.ADMIN).secret
         client.headers["authorization"] = f"Bearer {secret}"
         yield Api(app, client, settings, engine)
+    assert not held, "the application ends its connections"
+
+
+def held_connections(engine: Engine) -> set[object]:
+    """The connections of an engine, from their beginning to their end."""
+    held: set[object] = set()
+    event.listen(engine, "connect", lambda connection, _: held.add(connection))
+    event.listen(engine, "close", lambda connection, _: held.discard(connection))
+    return held

@@ -15,7 +15,7 @@ from orchestrator.api.app import build_app
 from orchestrator.client import Client
 from orchestrator.settings import Settings
 from orchestrator.storage import Store, open_store
-from tests.integration.api_client import BROKER
+from tests.integration.api_client import BROKER, held_connections
 
 
 @dataclass
@@ -43,7 +43,9 @@ def open_site(engine: Engine, folder: Path, **given: object) -> Iterator[Site]:
     url = engine.url.render_as_string(hide_password=False)
     named = {"home": folder / "home", "database_url": url, "broker_url": BROKER, "results_uri": str(folder / "results")}
     settings = Settings.model_validate({**named, "api_requests_per_s": 1e6, **given})
-    server = uvicorn.Server(uvicorn.Config(build_app(settings), port=0, log_level="error"))
+    app = build_app(settings)
+    held = held_connections(app.state.resources.engine)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -56,3 +58,4 @@ def open_site(engine: Engine, folder: Path, **given: object) -> Iterator[Site]:
     finally:
         server.should_exit = True
         thread.join(20)
+    assert not held, "the application ends its connections"

@@ -265,9 +265,14 @@ class TestWatching:
         monkeypatch.setattr(
             queries, "throughput", lambda *given, **named: (asked.append("it"), told(*given, **named))[1]
         )
+        listening: list[str] = []
+        await_change = Watcher.await_change
+        monkeypatch.setattr(Watcher, "await_change", lambda *given: (listening.append("it"), await_change(*given))[1])
         with ThreadPoolExecutor(20) as pool:
             waiting = [pool.submit(api.client.get, "/v1/batches/b?wait=20", headers=headers) for _ in range(20)]
-            time.sleep(1.0)
+            until_s = time.monotonic() + 15
+            while len(listening) < 20 and time.monotonic() < until_s:
+                time.sleep(0.05)
             before = len(asked)
             seed.do(queries.dispatch, "b", 1)
             answers = [each.result() for each in waiting]
@@ -286,6 +291,25 @@ class TestWatching:
                 answer = api.client.get("/v1/batches/b?wait=1", headers={"if-none-match": known})
                 assert answer.status_code == 304 or answer.json()["request_counts"]["queued"] >= queued
             other.result()
+
+    def test_a_server_that_ends_leaves_no_look_behind(
+        self, engine: Engine, seed: Seeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seed.batch(jobs=1)
+        looking, read = threading.Event(), queries.read_batch
+
+        def read_slowly(*given: Any) -> Any:
+            looking.set()
+            time.sleep(0.3)
+            return read(*given)
+
+        monkeypatch.setattr(queries, "read_batch", read_slowly)
+        with open_api(engine, tmp_path) as api:  # which sees to it that no connection stays
+            watcher = api.app.state.resources.service(Watcher)
+            assert api.client.portal is not None
+            listener = api.client.portal.start_task_soon(anext, watcher.follow("b"))
+            assert looking.wait(5)
+            listener.cancel()
 
     def test_nothing_is_looked_up_while_nobody_listens(
         self, api: Api, seed: Seeder, monkeypatch: pytest.MonkeyPatch

@@ -44,6 +44,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with pytest.MonkeyPatch.context() as patch, open_api(engine, folder) as api:
         patch.setattr(Watcher, "follow", follow_briefly)
         patch.setattr(watcher, "KEEP_ALIVE_S", 0.05)
+        patch.setattr(watcher, "CLOSE_S", 0.05)  # each call has an event loop of its own, and leaves a look there
         yield api
     engine.dispose()
 

@@ -29,6 +29,7 @@ from orchestrator.state.queries import Failed, Finished, Group
 from orchestrator.state.tables import batches as batch_table
 from orchestrator.state.tables import jobs
 from orchestrator.state.transitions import BatchStatus, Stage
+from tests.integration.api_client import held_connections
 from tests.integration.seeding import RECIPE, REVISION, Seeder, job_row
 
 ENCODE = Group(Stage.ENCODE, RECIPE, "", REVISION)
@@ -50,7 +51,7 @@ def app(engine: Engine, tmp_path: Path) -> FastAPI:
 @pytest.fixture
 def enter(app: FastAPI, engine: Engine) -> Iterator[Callable[[Scope], TestClient]]:
     """Signs a browser in with a scope; its forms' token goes with every request."""
-    opened = ExitStack()
+    opened, held = ExitStack(), held_connections(app.state.resources.engine)
 
     def enter(scope: Scope = Scope.ADMIN) -> TestClient:
         client = opened.enter_context(TestClient(app, follow_redirects=False, raise_server_exceptions=True))
@@ -63,6 +64,7 @@ def enter(app: FastAPI, engine: Engine) -> Iterator[Callable[[Scope], TestClient
 
     with opened:
         yield enter
+    assert not held, "the application ends its connections"
 
 
 @pytest.fixture
