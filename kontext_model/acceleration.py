@@ -78,7 +78,7 @@ def apply(choice: Acceleration, models: Mapping[str, Any], device: torch.device)
     if "transformer" in models:
         missed += _set_attention(models["transformer"], choice.attention, device)
         if choice.compile:
-            missed += _compile(models["transformer"], device, whole=choice.step_cache == "none")
+            missed += compile_blocks(models["transformer"], device, whole=choice.step_cache == "none")
     return missed
 
 
@@ -192,7 +192,7 @@ def _set_attention(transformer: Any, name: str, device: torch.device) -> list[st
     return []
 
 
-def _compile(transformer: Any, device: torch.device, whole: bool) -> list[str]:
+def compile_blocks(transformer: Any, device: torch.device, whole: bool) -> list[str]:
     """Compile each kind of block when it first runs, or give why not.
 
     `whole` is without breaks, such as a cache's decisions make.

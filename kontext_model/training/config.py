@@ -108,7 +108,7 @@ class TrainingConfig:
     `guidance` is one value, or low and high between which each sample draws. `device` as in KontextEditor; several
     processes each take a GPU of their own. With `precision` bfloat16 the passes run in it, the trained weights stay
     float32, and what a LoRA leaves alone is loaded in it. `gradient_checkpointing` trades a third of the speed for
-    most of the activations' memory.
+    most of the activations' memory. `compile` the blocks: a first minute that every later step is faster for.
     """
 
     checkpoint: str
@@ -128,6 +128,7 @@ class TrainingConfig:
     prompt_dropout: float = 0.05
     precision: str = "float32"
     gradient_checkpointing: bool = False
+    compile: bool = False
     device: str = "cpu"
     save_every_s: float = 60.0
 

@@ -20,6 +20,7 @@ from peft import LoraConfig as LoraAdapter
 from torch import Tensor
 
 from kontext_model import latents
+from kontext_model.acceleration import FallbackWarning, compile_blocks
 from kontext_model.canvas import Canvas
 from kontext_model.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from kontext_model.revision import resolve
@@ -65,6 +66,7 @@ class Trainer:
         self.checkpoint = self._open("sample", self._frozen_dtype)
         self.model = self.checkpoint.transformer
         self._choose_weights()
+        self._compile()
         self.average = Average(self.model, config.decay)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self._make_optimizer())
         self.step = load_state(self.out, self.model, self.average, self.optimizer, self._base)
@@ -122,6 +124,11 @@ class Trainer:
             )
         for value in self.weights.values():
             value.data = value.data.float()
+
+    def _compile(self) -> None:
+        if self.config.compile:
+            for reason in compile_blocks(self.model, self.device, whole=False):
+                warnings.warn(f"{reason}; going on without it", FallbackWarning, stacklevel=2)
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         config, weights = self.config, list(self.weights.values())
