@@ -245,13 +245,16 @@ class Trainer:
     @contextmanager
     def _autocast(self) -> Iterator[None]:
         """Passes in the run's precision."""
-        if self.config.precision == "float32":
-            yield
-            return
-        with warnings.catch_warnings(), torch.autocast(self.device.type, DTYPES[self.config.precision]):
+        mixed = self.config.precision != "float32"
+        with warnings.catch_warnings():
             # Float32 weights of norms on bfloat16 values are what mixed precision is.
             warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-            with attention_to_train(self.device):
+            # Of tracing, which looks at whatever a tensor has.
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf Tensor")
+            with (
+                torch.autocast(self.device.type, DTYPES[self.config.precision]) if mixed else nullcontext(),
+                attention_to_train(self.device) if mixed else nullcontext(),
+            ):
                 yield
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -313,6 +314,23 @@ def test_two_processes_go_on_with_a_run_of_one_to_the_same_weights(
 def test_a_survey_is_told_in_few_lines(tmp_path: Path, tiny_folder: Path) -> None:
     lines = list(describe(survey(_config(tmp_path, tiny_folder))))
     assert lines[0].startswith("3 triples, 1 for validation; ") and len(lines) < 8
+
+
+def test_compiled_blocks_train_to_the_same_weights(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced, not built
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain = _quiet(_config(tmp_path / "plain", tiny_folder))
+    plain.train()
+    compiled = _quiet(_config(tmp_path / "compiled", tiny_folder, compile=True))
+    compiled.train()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
+    torch._dynamo.reset()
+    assert plain.weights.keys() == compiled.weights.keys()
+    for name, value in plain.weights.items():
+        torch.testing.assert_close(value, compiled.weights[name], rtol=0, atol=1e-4, msg=name)
 
 
 def test_the_how_tos_configuration_reads(tmp_path: Path) -> None:
