@@ -78,7 +78,7 @@ class _Watch:
                 late_s = time.monotonic() - self._limit_s
                 silent = [connection for connection, asked_s in self._asked_s.copy().items() if asked_s < late_s]
                 for connection in silent:
-                    del self._asked_s[connection]
+                    self._end(connection)
                     _hang_up(connection)
             if silent:
                 log.warning("the database says nothing, hanging up", connections=len(silent), seconds=self._limit_s)
