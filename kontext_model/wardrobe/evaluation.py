@@ -26,8 +26,8 @@ from kontext_model.wardrobe.world import STYLES, Sample, choose_kind, draw
 
 HELD_OUT_SEED = 900_000_000
 """Evaluation draws this seed and those after it, and nothing else does: training triples start at 1,000,000, the
-autoencoder's fit at 5,000,000, validation at 9,000,000, the decoder's crops at 10,000,000 times its run's seed, what the
-decoder settles on at 40,000,000."""
+autoencoder's fit at 5,000,000, validation at 9,000,000, the decoder's crops at 10,000,000 times its run's seed, what
+the decoder settles on at 40,000,000."""
 SHOWN = {"flat-lay": 6, "grey": 3, "background": 3}
 """How many samples of each prompt the grid shows: the first by seed, whatever became of them."""
 OnProgress = Callable[[int, int], object]
