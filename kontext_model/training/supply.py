@@ -27,6 +27,8 @@ BLOCK = 8 * len(ASPECTS)
 """Triples that a process draws at a time: every block has as many of each canvas."""
 WINDOW_BLOCKS = 100
 """Blocks that a step chooses from at most: the newest 8,000 triples."""
+ENCODED_PX = 4 * 1024**2
+"""Pixels that are encoded at once, which bounds the VAE's activations."""
 
 
 class Supply(Protocol):
@@ -104,8 +106,10 @@ def draw_ahead(first_seed: int, blocks: Iterator[tuple[int, int]], drawers: int)
 
 def encode_drawn(vae: Any, levels: Tensor) -> Tensor:
     """Latents of k pictures of each triple: uint8 (n, k, H, W, 3) -> float16 (n, k, 16, H/8, W/8), where the VAE is."""
+    pictures = levels.flatten(0, 1)
+    parts = pictures.split(max(1, ENCODED_PX // pictures[0, ..., 0].numel()))
     with torch.inference_mode():
-        return image.encode_levels(vae, levels.flatten(0, 1)).half().unflatten(0, levels.shape[:2])
+        return torch.cat([image.encode_levels(vae, part).half() for part in parts]).unflatten(0, levels.shape[:2])
 
 
 class DrawnSupply:
@@ -125,12 +129,16 @@ class DrawnSupply:
             for drawn in next(self._arriving):
                 self._held[drawn.canvas].update(zip(drawn.indices, encode_drawn(self.vae, drawn.levels), strict=True))
             self._entered += BLOCK
+            if self._entered == sum(_count(phase.fresh * phase.steps) for phase in self.config.phases):
+                next(self._arriving, None)  # is not there; to ask ends those who draw
         for canvas, latents in list(self._held.items()):
             for index in [each for each in latents if each < first]:
                 del latents[index]
             if not latents:
                 del self._held[canvas]
-        return {canvas: list(latents) for canvas, latents in self._held.items()}
+        # In an order that does not tell which canvases were held before.
+        held = sorted(self._held.items(), key=lambda each: next(iter(each[1])))
+        return {canvas: list(latents) for canvas, latents in held}
 
     def read(self, indices: list[int], canvas: Canvas) -> Tensor:
         return torch.stack([self._held[canvas][index] for index in indices])
