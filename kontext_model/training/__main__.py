@@ -80,7 +80,10 @@ def _train_decoder(options: argparse.Namespace) -> None:
 
 def _train_transformer(options: argparse.Namespace) -> None:
     recipe, folder = read_config(RECIPE), options.folder
-    phases = tuple(replace(phase, steps=_scale(phase.steps, options.length)) for phase in recipe.phases)
+    share = options.length
+    phases = tuple(
+        replace(phase, steps=_scale(phase.steps, share), warmup=round(phase.warmup * share)) for phase in recipe.phases
+    )
     config = replace(
         recipe,
         checkpoint=str(folder / "start"),

@@ -125,6 +125,8 @@ def teach(
     saved_s, began_s, running = time.monotonic(), time.monotonic(), 0.0
     for step in range(start, stop):
         latents, pixels = (each.to(vae.device) for each in next(lessons))
+        if step == start:
+            began_s = time.monotonic()  # what is drawn before the first lesson is no step's time
         restored = vae.decoder(latents)
         loss = reconstruction_loss(restored, pixels, course.square)
         optimizer.zero_grad(set_to_none=True)

@@ -59,11 +59,11 @@ def settle_decoder(
 
     `drawers` processes draw the photos. Raises CheckpointError when a stage of the checkpoint is not open.
     """
-    report(f"{config.count:,} pictures are drawn for the decoder")
-    answers = draw_answers(editor, config, drawers)
     vae = editor.checkpoint.vae
 
-    def lessons(start: int) -> Iterator[Lesson]:
+    def lessons(start: int) -> Iterator[Lesson]:  # asked for none where the decoder has settled
+        report(f"{config.count:,} pictures are drawn for the decoder")
+        answers = draw_answers(editor, config, drawers)
         for step in range(start, config.steps):
             drawn, levels = _choose(answers, config, step)
             pixels = as_pixels(levels)

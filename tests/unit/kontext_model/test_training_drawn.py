@@ -1,5 +1,6 @@
 """Training on triples that are drawn while the run goes on, and the decoder's last lessons from what a model draws."""
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import torch
 from kontext_model.canvas import Canvas
 from kontext_model.checkpoint_maker import make_checkpoint
 from kontext_model.editor import KontextEditor
+from kontext_model.training import settle as settling
 from kontext_model.training import supply
+from kontext_model.training.batches import Batch, Batches
 from kontext_model.training.config import ConfigError, DataConfig, Phase, TrainingConfig, ValidationConfig, read_config
 from kontext_model.training.latent_cache import LatentCache
 from kontext_model.training.settle import SettleConfig, draw_answers, settle_decoder
-from kontext_model.training.supply import BLOCK, DrawnSupply
+from kontext_model.training.supply import BLOCK, DrawnSupply, encode_drawn
 from kontext_model.training.trainer import Trainer
 from kontext_model.training.triples import WardrobeSource
 
@@ -50,6 +53,40 @@ def test_triples_enter_with_every_step_and_the_oldest_leave(
     assert _offers(DrawnSupply(config, vae), range(4, 6)) == offers[4:], "a run that goes on is offered the same"
 
 
+def test_a_run_that_goes_on_chooses_among_canvases_in_the_same_order(tmp_path: Path, start: Path) -> None:
+    config = _config(tmp_path, start)
+    shared = replace(config, phases=(config.phases[0], replace(config.phases[1], area_px=40 * 40)))
+    vae = KontextEditor.open(start, parts=frozenset({"decode"})).checkpoint.vae
+    unbroken = DrawnSupply(shared, vae)
+    before, after = (list(unbroken.offer(step)) for step in (2, 3))
+    assert Canvas(32, 48) in {*before} & {*after} and before[0] != after[0]
+    assert list(DrawnSupply(shared, vae).offer(3)) == after
+
+
+def test_drawers_end_with_what_there_is_to_draw(tmp_path: Path, start: Path) -> None:
+    config = _config(tmp_path, start)
+    last = Phase(32 * 32, 3, 2, 1e-3, warmup=0)
+    vae = KontextEditor.open(start, parts=frozenset({"decode"})).checkpoint.vae
+    drawn = DrawnSupply(replace(config, phases=(config.phases[0], last)), vae, drawers=1)
+    others = set(multiprocessing.active_children())
+    drawn.offer(0)
+    assert set(multiprocessing.active_children()) - others
+    drawn.offer(2)
+    assert not set(multiprocessing.active_children()) - others
+
+
+def test_many_pictures_are_encoded_a_few_at_a_time(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = KontextEditor.open(start, parts=frozenset({"decode"})).checkpoint.vae
+    levels = torch.randint(256, (5, 2, 32, 48, 3), generator=torch.Generator().manual_seed(0)).byte()
+    at_once = encode_drawn(vae, levels)
+    sizes: list[int] = []
+    encode = vae.encode
+    monkeypatch.setattr(vae, "encode", lambda pixels: (sizes.append(len(pixels)), encode(pixels))[1])
+    monkeypatch.setattr(supply, "ENCODED_PX", 4 * 32 * 48)
+    torch.testing.assert_close(encode_drawn(vae, levels), at_once, rtol=0, atol=2e-3)
+    assert sizes == [4, 4, 2]
+
+
 def test_a_drawn_triple_is_the_source_s(tmp_path: Path, start: Path) -> None:
     config = _config(tmp_path, start)
     vae = KontextEditor.open(start, parts=frozenset({"decode"})).checkpoint.vae
@@ -74,6 +111,21 @@ def test_a_killed_run_on_drawn_triples_resumes_and_other_processes_draw_the_same
         assert torch.equal(value, resumed.weights[name]), name
 
 
+def test_processes_that_share_a_run_choose_the_same_of_what_each_has_drawn(tmp_path: Path, start: Path) -> None:
+    alone = Trainer(_config(tmp_path, start), lambda line: None)
+    config, embeds, device = alone.config, alone.batches.embeds, alone.device
+
+    def draw(number: int, processes: int) -> Batch:
+        supplies = {True: DrawnSupply(config, alone.vae)}
+        source = WardrobeSource(3, config.data.first_seed)
+        return Batches(config, source, supplies, embeds, device, number, processes).draw(config.phases[1], 4, 0)
+
+    whole, shares = draw(0, 1), [draw(number, 2) for number in range(2)]
+    assert len(whole.target) == 2 and {share.canvas for share in shares} == {whole.canvas}
+    assert torch.equal(torch.cat([share.target for share in shares]), whole.target)
+    assert torch.equal(torch.cat([share.embeds.sequence for share in shares]), whole.embeds.sequence)
+
+
 def test_only_the_wardrobe_is_drawn_anew(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text(
@@ -84,7 +136,7 @@ def test_only_the_wardrobe_is_drawn_anew(tmp_path: Path) -> None:
         read_config(path)
 
 
-def test_the_decoder_learns_from_what_the_transformer_draws(tmp_path: Path) -> None:
+def test_the_decoder_learns_from_what_the_transformer_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_checkpoint(tmp_path / "tiny", size="tiny")
     config = SettleConfig(count=1, steps=4, batch=2, true_every=2)
     editor = KontextEditor.open(folder)
@@ -106,3 +158,6 @@ def test_the_decoder_learns_from_what_the_transformer_draws(tmp_path: Path) -> N
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
     changed = {name.split(".")[0] for name, value in whole.items() if not torch.equal(value, before[name])}
     assert changed == {"decoder"}
+    monkeypatch.setattr(settling, "draw_answers", lambda *_: pytest.fail("drawn for a decoder that has settled"))
+    settled = settle("whole")
+    assert all(torch.equal(value, settled[name]) for name, value in whole.items())

@@ -9,6 +9,7 @@ import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -339,6 +340,20 @@ def test_the_how_tos_configuration_reads(tmp_path: Path) -> None:
     path.write_text(page.partition("```toml\n")[2].partition("```")[0], encoding="utf-8")
     config = read_config(path)
     assert config.lora is not None and config.data.source == "triples.csv" and config.phases[0].rate == 1e-4
+
+
+def test_a_short_making_is_warmed_up_in_proportion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[TrainingConfig] = []
+
+    def stand_in(config: TrainingConfig, *_: object) -> SimpleNamespace:
+        made.append(config)
+        return SimpleNamespace(train=lambda **_: None)
+
+    monkeypatch.setattr(making, "Trainer", stand_in)
+    assert making.main(["wardrobe", str(tmp_path), "--stage", "transformer", "--length", "0.05"]) == 0
+    recipe = read_config(making.RECIPE)
+    for short, whole in zip(made[0].phases, recipe.phases, strict=True):
+        assert (short.steps, short.warmup) == (round(whole.steps / 20), round(whole.warmup / 20))
 
 
 def test_one_command_makes_the_shipped_checkpoint_from_nothing(
