@@ -84,7 +84,7 @@ def samplers(
 def train(
     config: _Config,
     check: Annotated[bool, typer.Option("--check", help="Read every image and prompt, count, train nothing.")] = False,
-    encoders: Annotated[int, typer.Option(min=0, help="Processes that encode the images ahead.")] = 0,
+    encoders: Annotated[int, typer.Option(min=0, help="Processes that encode, or draw, the images ahead.")] = 0,
     threads: _Threads = None,
 ) -> None:
     """Train a transformer or a LoRA as a TOML file says; called again after an interruption, go on."""

@@ -23,8 +23,9 @@ from kontext_model.training.trainer import Trainer
 def train(path: Path, check: bool = False, encoders: int = 0, console: Console | None = None) -> None:
     """Train as a TOML file says, from where the run's folder ends.
 
-    `check` reads everything and trains nothing. `encoders` processes encode the images ahead. Raises ConfigError,
-    TripleError, CheckpointError, DivergedError; ValueError for a run folder of another configuration.
+    `check` reads everything and trains nothing. `encoders` processes encode the images ahead, and draw those that a
+    phase wants fresh. Raises ConfigError, TripleError, CheckpointError, DivergedError; ValueError for a run folder of
+    another configuration.
     """
     config = read_config(path)
     state = PartialState(cpu=config.device == "cpu")
@@ -39,7 +40,7 @@ def train(path: Path, check: bool = False, encoders: int = 0, console: Console |
                 prefill(config, encoders, say, state.process_index, state.num_processes)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CutPromptWarning)  # the survey has told of them
-                trainer = Trainer(config, report=say)
+                trainer = Trainer(config, report=say, drawers=encoders)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
         trainer.train(on_validation=draw_grid, on_pace=on_pace)

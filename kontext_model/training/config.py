@@ -154,6 +154,11 @@ class TrainingConfig:
         """Optimizer steps of the whole run."""
         return sum(phase.steps for phase in self.phases)
 
+    @property
+    def cached_areas_px(self) -> tuple[int, ...]:
+        """Areas of the phases that train on triples whose latents are kept, the smallest first."""
+        return tuple(sorted({phase.area_px for phase in self.phases if not phase.fresh}))
+
     def phase_at(self, step: int) -> tuple[Phase, int]:
         """The phase of a step (from 0) and the step's number within it."""
         for phase in self.phases:

@@ -23,15 +23,14 @@ def prefill(
     number: int = 0,
     processes: int = 1,
 ) -> int:
-    """Encode the triples at every phase's area; gives how many files the cache then has for them.
+    """Encode the triples at every area at which they are kept; gives how many files the cache then has for them.
 
     Process `number` of the `processes` that share a run encodes its own share of them, with `workers` of its own.
     """
-    areas = sorted({phase.area_px for phase in config.phases})
     shares = range(number * workers, (number + 1) * workers)
     total = 0
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for area_px in areas:
+        for area_px in config.cached_areas_px:
             filling = [pool.submit(_fill_share, config, area_px, share, workers * processes) for share in shares]
             count = sum(each.result() for each in filling)
             report(f"latents of {count:,} triples at {area_px} px are cached")

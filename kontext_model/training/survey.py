@@ -3,6 +3,7 @@
 Owns the checks that need the data and the checkpoint together. Opens no weights and writes nothing.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +29,15 @@ class Cut:
 
 @dataclass(frozen=True)
 class Survey:
-    """Counts of triples: all, those of the validation set, and by area and canvas. Prompts: all, and those cut."""
+    """Counts of triples: all, those of the validation set, those kept by area and canvas, those drawn anew by area.
+
+    Prompts: all, and those cut.
+    """
 
     triples: int
     validation: int
     buckets: Mapping[int, Mapping[Canvas, int]]
+    drawn: Mapping[int, int]
     prompts: int
     cuts: tuple[Cut, ...]
     text_length: int
@@ -45,19 +50,24 @@ def survey(config: TrainingConfig, read_images: bool = False) -> Survey:
     Raises TripleError, CheckpointError, and ConfigError for `lora.targets` that name no layer.
     """
     source, validation = open_source(config.data), open_validation(config)
-    areas = [phase.area_px for phase in config.phases]
+    areas = config.cached_areas_px
     buckets = {area: {canvas: len(m) for canvas, m in sort_into_buckets(source, area).items()} for area in areas}
+    drawn: Counter[int] = Counter()
+    for phase in config.phases:
+        drawn[phase.area_px] += phase.fresh * phase.steps
+    drawn = +drawn
+    triples = drawn.total() + (len(source) if areas else 0)
     outline = open_outline(config.checkpoint)
     trained = _count_trained(config, outline.transformer)
     if read_images:
         for each in (source, validation):
             for index in range(len(each)) if isinstance(each, RowSource) else ():
-                each.images(index, each.canvas(index, areas[-1]))
+                each.images(index, each.canvas(index, config.phases[-1].area_px))
     prompts = sorted(source.wordings() | validation.wordings())
     length = outline.defaults.text_length
     lost = [(prompt, text.find_lost_words(outline.tokenizer_2, prompt, length)) for prompt in prompts]
     cuts = tuple(Cut(prompt, words) for prompt, words in lost if words)
-    return Survey(len(source), len(validation), buckets, len(prompts), cuts, length, trained)
+    return Survey(triples, len(validation), buckets, drawn, len(prompts), cuts, length, trained)
 
 
 def describe(found: Survey) -> Iterator[str]:
@@ -66,6 +76,8 @@ def describe(found: Survey) -> Iterator[str]:
     for area_px, canvases in found.buckets.items():
         counts = ", ".join(f"{canvas}: {count:,}" for canvas, count in sorted(canvases.items(), key=lambda e: -e[1]))
         yield f"at {area_px} px  {counts}"
+    for area_px, count in found.drawn.items():
+        yield f"at {area_px} px  {count:,} drawn while training goes on"
     yield f"{found.prompts:,} prompts, {len(found.cuts):,} longer than the {found.text_length} tokens that T5 reads"
     for cut in found.cuts[:MOST_CUTS]:
         yield f"  {text.shorten(cut.prompt, 60)!r} loses {text.shorten(cut.lost, 200)!r}"

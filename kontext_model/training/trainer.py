@@ -59,8 +59,7 @@ class Trainer:
         self.report: Say = report if self.accelerator.is_main_process else lambda line: None
         _check_shares(config, self.processes)
         source, self.validation = open_source(config.data), open_validation(config)
-        cached = {phase.area_px for phase in config.phases if not phase.fresh}
-        buckets = {area_px: sort_into_buckets(source, area_px) for area_px in sorted(cached)}
+        buckets = {area_px: sort_into_buckets(source, area_px) for area_px in config.cached_areas_px}
         embeds = self._encode_prompts(source)
         self.vae = self._open("decode", torch.float32).vae
         self.checkpoint = self._open("sample", self._frozen_dtype)

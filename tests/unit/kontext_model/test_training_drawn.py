@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from kontext_model.canvas import Canvas
 from kontext_model.checkpoint_maker import make_checkpoint
@@ -13,6 +14,7 @@ from kontext_model.editor import KontextEditor
 from kontext_model.training import settle as settling
 from kontext_model.training import supply
 from kontext_model.training.batches import Batch, Batches
+from kontext_model.training.command import train
 from kontext_model.training.config import ConfigError, DataConfig, Phase, TrainingConfig, ValidationConfig, read_config
 from kontext_model.training.latent_cache import LatentCache
 from kontext_model.training.settle import SettleConfig, draw_answers, settle_decoder
@@ -134,6 +136,21 @@ def test_only_the_wardrobe_is_drawn_anew(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"phases\[0\].fresh must be 0, as nothing but the wardrobe .* not 4"):
         read_config(path)
+
+
+def test_one_command_s_drawers_draw_what_a_phase_wants_fresh(
+    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "fresh.toml"
+    path.write_text(
+        f'checkpoint = "{start}"\nout = "{tmp_path / "run"}"\n[validation]\nevery = 0\ncount = 1\n'
+        "[[phases]]\narea_px = 1024\nsteps = 1\nbatch = 2\nrate = 1e-3\nfresh = 4\n"
+    )
+    draw_ahead, drawers = supply.draw_ahead, []
+    monkeypatch.setattr(supply, "draw_ahead", lambda *given: (drawers.append(given[-1]), draw_ahead(*given))[1])
+    train(path, encoders=1, console=Console(quiet=True))
+    assert drawers == [1]
+    assert not (tmp_path / "run" / "latents").exists(), "what is not kept is not encoded ahead"
 
 
 def test_the_decoder_learns_from_what_the_transformer_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

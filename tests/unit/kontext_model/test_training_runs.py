@@ -317,6 +317,17 @@ def test_a_survey_is_told_in_few_lines(tmp_path: Path, tiny_folder: Path) -> Non
     assert lines[0].startswith("3 triples, 1 for validation; ") and len(lines) < 8
 
 
+def test_a_survey_tells_what_is_drawn_from_what_is_kept(tmp_path: Path, tiny_folder: Path, triples: Path) -> None:
+    fresh = Phase(32 * 32, 2, 2, 1e-3, fresh=40)
+    kept = _config(tmp_path, tiny_folder)
+    found = survey(replace(kept, phases=(fresh, *kept.phases, fresh)))
+    assert found.triples == 163 and list(found.buckets) == [64 * 64] and found.drawn == {32 * 32: 160}
+    assert "at 1024 px  160 drawn while training goes on" in describe(found)
+    own = ValidationConfig(count=1, source=str(triples))
+    found = survey(replace(kept, phases=(fresh,), validation=own), read_images=True)
+    assert found.triples == 80 and not found.buckets
+
+
 def test_compiled_blocks_train_to_the_same_weights(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
