@@ -25,6 +25,8 @@ from kontext_model.training.settle import SettleConfig, settle_decoder
 from kontext_model.training.shipping import TransformerConfig, export_checkpoint, install_decoder, start_wardrobe
 from kontext_model.training.trainer import Trainer
 
+CPU_PARTS = 8
+"""Passes of a step on a CPU, where attention is written out: its scores of a whole batch would fill the memory."""
 RECIPE = Path(__file__).with_name("wardrobe_small.toml")
 
 
@@ -80,9 +82,15 @@ def _train_decoder(options: argparse.Namespace) -> None:
 
 def _train_transformer(options: argparse.Namespace) -> None:
     recipe, folder = read_config(RECIPE), options.folder
-    share = options.length
+    parts, share = CPU_PARTS if options.device == "cpu" else 1, options.length
     phases = tuple(
-        replace(phase, steps=_scale(phase.steps, share), warmup=round(phase.warmup * share)) for phase in recipe.phases
+        replace(
+            phase,
+            steps=_scale(phase.steps, share),
+            warmup=round(phase.warmup * share),
+            batch=_scale(phase.batch, 1 / parts),
+        )
+        for phase in recipe.phases
     )
     config = replace(
         recipe,
@@ -90,6 +98,7 @@ def _train_transformer(options: argparse.Namespace) -> None:
         out=str(folder / "transformer"),
         device=options.device,
         phases=phases,
+        accumulation=parts,
     )
     Trainer(config, _report, options.drawers).train(on_validation=draw_grid)
 
