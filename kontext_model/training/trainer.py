@@ -220,8 +220,9 @@ class Trainer:
         noise = torch.randn(shape, generator=noises, device=noises.device)[batch.rows]
         velocity = partial(self._predict, batch)
         if objective.rollout and float(torch.rand((), generator=generator)) < objective.rollout:
+            steps = 1 + int(torch.randint(objective.rollout_steps, (), generator=generator))
             sigmas = draw_rollout_sigmas(batch.size, generator)[batch.rows].to(clean.device)
-            return rollout_loss(velocity, clean, noise, sigmas)
+            return rollout_loss(velocity, clean, noise, sigmas, steps)
         sigmas = draw_sigmas(objective, batch.size, generator)[batch.rows].to(clean.device)
         return flow_loss(velocity(noised(clean, noise, sigmas), sigmas), clean, noise, sigmas, objective.weight)
 

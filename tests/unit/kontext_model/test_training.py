@@ -108,11 +108,25 @@ def test_a_rollout_blames_the_model_for_where_its_own_step_led() -> None:
     assert rollout_loss(believes_its_step, clean, noise, levels) > 0.5
 
 
-def test_rollouts_lead_to_the_middle_of_the_noise() -> None:
+def test_a_rollout_walks_from_noise_in_equal_steps() -> None:
+    clean, noise, levels = torch.randn(2, 5, 64), torch.randn(2, 5, 64), torch.tensor([0.4, 0.7])
+    seen: list[torch.Tensor] = []
+
+    def constant(x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+        seen.append(sigmas)
+        return noise - clean  # the straight path
+
+    assert rollout_loss(constant, clean, noise, levels, steps=3) < 1e-9
+    assert torch.allclose(torch.stack(seen), torch.tensor([[1.0, 1.0], [0.8, 0.9], [0.6, 0.8], [0.4, 0.7]]))
+
+
+def test_rollouts_lead_anywhere_but_to_the_ends() -> None:
     levels = draw_rollout_sigmas(400, torch.Generator().manual_seed(0))
-    assert 0.35 <= levels.min() < 0.4 and 0.6 < levels.max() <= 0.65
+    assert 0.15 <= levels.min() < 0.2 and 0.8 < levels.max() <= 0.85
     with pytest.raises(ValueError, match=r"rollout must be from 0 to 1, not 1\.5"):
         ObjectiveConfig(rollout=1.5)
+    with pytest.raises(ValueError, match="rollout_steps must be at least 1, not 0"):
+        ObjectiveConfig(rollout_steps=0)
 
 
 def test_learning_rates_warm_up_and_fall() -> None:
