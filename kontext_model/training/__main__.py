@@ -55,7 +55,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     wardrobe.add_argument("folder", type=Path)
     wardrobe.add_argument("--device", default="cpu")
     wardrobe.add_argument("--drawers", type=int, default=0, help="processes that draw the pictures ahead")
-    wardrobe.add_argument("--length", type=float, default=1.0, help="share of every stage's steps: 0.05 suits a CPU")
+    wardrobe.add_argument("--length", type=float, default=1.0, help="share of every stage's steps: 0.02 suits a CPU")
     wardrobe.add_argument("--stage", choices=STAGES, help="this one alone")
     wardrobe.set_defaults(run=_make_wardrobe)
     return parser.parse_args(arguments)
