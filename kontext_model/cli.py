@@ -27,7 +27,7 @@ class Commands(TyperGroup):
         except ModuleNotFoundError as error:
             extra = "plots" if error.name == "matplotlib" else "worker"
             sentence = f"{error}; install the extra `{extra}`: pip install 'kontext-batch[{extra}]'"
-        except (ValueError, OSError) as error:  # CheckpointError, ConfigError, TripleError, a path that is not there
+        except (ValueError, OSError) as error:  # CheckpointError, TripleError, LostProcessError …
             sentence = " ".join(str(error).split()) or type(error).__name__
         typer.echo(f"kontext-model: {sentence}", err=True)
         raise typer.Exit(2)

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     try:
         options.run(options)
-    except (ValueError, OSError) as error:  # ConfigError, TripleError, CheckpointError, a path that is not there
+    except (ValueError, OSError) as error:  # ConfigError, TripleError, LostProcessError …
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -24,8 +24,8 @@ def train(path: Path, check: bool = False, encoders: int = 0, console: Console |
     """Train as a TOML file says, from where the run's folder ends.
 
     `check` reads everything and trains nothing. `encoders` processes encode the images ahead, and draw those that a
-    phase wants fresh. Raises ConfigError, TripleError, CheckpointError, DivergedError; ValueError for a run folder of
-    another configuration.
+    phase wants fresh. Raises ConfigError, TripleError, CheckpointError, DivergedError, LostProcessError;
+    ValueError for a run folder of another configuration.
     """
     config = read_config(path)
     state = PartialState(cpu=config.device == "cpu")

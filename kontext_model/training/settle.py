@@ -23,7 +23,7 @@ from kontext_model.text import CutPromptWarning
 from kontext_model.training.decoder import Course, Lesson, as_pixels, encode_jittered, teach
 from kontext_model.training.run_state import step_generator
 from kontext_model.training.schedule import learning_rate
-from kontext_model.training.supply import BLOCK, draw_ahead, encode_drawn
+from kontext_model.training.supply import BLOCK, Drawings, draw_ahead, drawers_watched, encode_drawn
 from kontext_model.training.triples import WardrobeSource
 
 Answers = dict[Canvas, tuple[Tensor, Tensor]]
@@ -47,6 +47,7 @@ class SettleConfig:
     first_seed: int = 40_000_000
 
 
+@drawers_watched()
 def settle_decoder(
     folder: Path,
     editor: KontextEditor,
@@ -57,7 +58,8 @@ def settle_decoder(
 ) -> Any:
     """Teach the decoder of a checkpoint that draws, from where the folder's state ends; gives the VAE.
 
-    `drawers` processes draw the photos. Raises CheckpointError when a stage of the checkpoint is not open.
+    `drawers` processes draw the photos. Raises CheckpointError when a stage of the checkpoint is not open,
+    LostProcessError.
     """
     vae = editor.checkpoint.vae
 
@@ -87,7 +89,7 @@ def draw_answers(editor: KontextEditor, config: SettleConfig, drawers: int = 0) 
         embeds = {prompt: editor.encode_text([prompt]) for prompt in source.wordings()}
     blocks = ((index, area_px) for index in range(0, config.count, BLOCK))
     made: dict[Canvas, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for block in draw_ahead(config.first_seed, blocks, drawers):
+    for block in draw_ahead(Drawings(config.first_seed), blocks, drawers):
         for each in block:
             condition = latents.pack(encode_drawn(checkpoint.vae, each.levels[:, :1]).squeeze(1).float())
             prompts = [Random(f"{config.seed}/{index}").choice(source.prompts(index)) for index in each.indices]

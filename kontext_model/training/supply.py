@@ -7,16 +7,18 @@ push out is forgotten. What a step is offered depends on the step alone, so that
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset
 
 from kontext_model import image
 from kontext_model.canvas import Canvas
+from kontext_model.latents import CHANNELS, VAE_FACTOR
 from kontext_model.training.config import TrainingConfig
 from kontext_model.training.latent_cache import LatentCache
 from kontext_model.training.triples import ASPECTS, TripleSource, WardrobeSource
@@ -29,6 +31,27 @@ WINDOW_BLOCKS = 100
 """Blocks that a step chooses from at most: the newest 8,000 triples."""
 ENCODED_PX = 4 * 1024**2
 """Pixels that are encoded at once, which bounds the VAE's activations."""
+
+
+class LostProcessError(ChildProcessError):
+    """A process that draws or encodes ahead was killed; what the run has saved is from before."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(
+            f"a process that draws or encodes ahead was killed ({told.split('. ')[0]}), likely for want of memory: "
+            "start again with fewer of them (--encoders, --drawers); the run goes on from its last saved state"
+        )
+
+
+@contextmanager
+def drawers_watched() -> Iterator[None]:
+    """Raises LostProcessError for a drawer that was killed: torch raises of it wherever its caller happens to be."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise LostProcessError(str(error)) from error
 
 
 class Supply(Protocol):
@@ -71,29 +94,37 @@ class Drawn:
 
 
 class Drawings(Dataset):  # type: ignore[misc]
-    """Blocks of wardrobe triples by (first index, area in px)."""
+    """Blocks of wardrobe triples by (first index, area in px): of each canvas the share of one process of several."""
 
-    def __init__(self, first_seed: int) -> None:
-        self.source = WardrobeSource(0, first_seed)
+    def __init__(self, first_seed: int, number: int = 0, processes: int = 1) -> None:
+        self.source, self.number, self.processes = WardrobeSource(0, first_seed), number, processes
 
-    def __getitem__(self, block: tuple[int, int]) -> list[Drawn]:
-        first, area_px = block
+    def sort(self, first: int, area_px: int) -> Buckets:
+        """All triples of the block that begins there."""
         buckets: Buckets = defaultdict(list)
         for index in range(first, first + BLOCK):
             buckets[self.source.canvas(index, area_px)].append(index)
+        return buckets
+
+    def __getitem__(self, block: tuple[int, int]) -> list[Drawn]:
+        shares = [
+            (canvas, np.array_split(indices, self.processes)[self.number].tolist())
+            for canvas, indices in self.sort(*block).items()
+        ]
         return [
             Drawn(canvas, indices, torch.from_numpy(np.stack([self._draw(index, canvas) for index in indices])))
-            for canvas, indices in buckets.items()
+            for canvas, indices in shares
+            if indices
         ]
 
     def _draw(self, index: int, canvas: Canvas) -> Any:
         return np.stack([np.asarray(picture) for picture in self.source.images(index, canvas)])
 
 
-def draw_ahead(first_seed: int, blocks: Iterator[tuple[int, int]], drawers: int) -> Iterator[list[Drawn]]:
+def draw_ahead(drawings: Drawings, blocks: Iterator[tuple[int, int]], drawers: int) -> Iterator[list[Drawn]]:
     """Blocks in the order that is asked for, drawn ahead by `drawers` processes; by this one with none."""
     loader = DataLoader(
-        Drawings(first_seed),
+        drawings,
         sampler=blocks,
         batch_size=None,
         num_workers=drawers,
@@ -113,10 +144,14 @@ def encode_drawn(vae: Any, levels: Tensor) -> Tensor:
 
 
 class DrawnSupply:
-    """The newest triples of the wardrobe: with each step of a phase `phase.fresh` enter."""
+    """The newest triples of the wardrobe: with each step of a phase `phase.fresh` enter.
 
-    def __init__(self, config: TrainingConfig, vae: Any, drawers: int = 0) -> None:
+    Process `number` of the `processes` that share a run draws and encodes its share of them; each then holds all.
+    """
+
+    def __init__(self, config: TrainingConfig, vae: Any, drawers: int = 0, number: int = 0, processes: int = 1) -> None:
         self.config, self.vae, self.drawers = config, vae, drawers
+        self._drawings = Drawings(config.data.first_seed, number, processes)
         self._held: dict[Canvas, dict[int, Tensor]] = defaultdict(dict)
         self._arriving: Iterator[list[Drawn]] | None = None
         self._entered = 0
@@ -124,10 +159,9 @@ class DrawnSupply:
     def offer(self, step: int) -> Buckets:
         first, end = self._window(step)
         if self._arriving is None:
-            self._arriving, self._entered = draw_ahead(self._first_seed, self._blocks_from(step), self.drawers), first
+            self._arriving, self._entered = draw_ahead(self._drawings, self._blocks_from(step), self.drawers), first
         while self._entered < end:
-            for drawn in next(self._arriving):
-                self._held[drawn.canvas].update(zip(drawn.indices, encode_drawn(self.vae, drawn.levels), strict=True))
+            self._enter(next(self._arriving), self.config.phase_at(step)[0].area_px)
             self._entered += BLOCK
             if self._entered == sum(_count(phase.fresh * phase.steps) for phase in self.config.phases):
                 next(self._arriving, None)  # is not there; to ask ends those who draw
@@ -143,9 +177,18 @@ class DrawnSupply:
     def read(self, indices: list[int], canvas: Canvas) -> Tensor:
         return torch.stack([self._held[canvas][index] for index in indices])
 
-    @property
-    def _first_seed(self) -> int:
-        return self.config.data.first_seed
+    def _enter(self, drawn: list[Drawn], area_px: int) -> None:
+        """Hold the next block: what this process has drawn of it, and what the others have."""
+        own = {each.canvas: encode_drawn(self.vae, each.levels) for each in drawn}
+        for canvas, indices in self._drawings.sort(self._entered, area_px).items():
+            shape = (len(indices), 2, CHANNELS, canvas.height_px // VAE_FACTOR, canvas.width_px // VAE_FACTOR)
+            whole = torch.empty(shape, dtype=torch.float16, device=self.vae.device)
+            for number, share in enumerate(whole.tensor_split(self._drawings.processes)):
+                if number == self._drawings.number and len(share):
+                    share.copy_(own[canvas])
+                if self._drawings.processes > 1 and len(share):
+                    distributed.broadcast(share, number)
+            self._held[canvas].update(zip(indices, whole, strict=True))
 
     def _window(self, step: int) -> tuple[int, int]:
         """First index and end of what a step chooses from; each phase begins with triples of its own."""

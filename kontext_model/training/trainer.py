@@ -33,7 +33,7 @@ from kontext_model.training.objective import draw_rollout_sigmas, draw_sigmas, f
 from kontext_model.training.progress import OnPace, Pace, Say, print_lines
 from kontext_model.training.run_state import Average, load_state, save_state, step_generator, trained_weights
 from kontext_model.training.schedule import learning_rate
-from kontext_model.training.supply import CachedSupply, DrawnSupply, Supply
+from kontext_model.training.supply import CachedSupply, DrawnSupply, Supply, drawers_watched
 from kontext_model.training.triples import TripleSource, open_source, open_validation
 
 
@@ -45,8 +45,8 @@ class Trainer:
     """One run: its model, optimizer and averages.
 
     Making one reads and checks the triples, encodes their prompts, opens the model and restores the run's state.
-    `drawers` processes draw what a phase wants fresh; with none, this one does. Raises TripleError, CheckpointError,
-    ConfigError; ValueError for a state that is another run's.
+    `drawers` processes draw this one's share of what a phase wants fresh; with none, it does. Raises TripleError,
+    CheckpointError, ConfigError; ValueError for a state that is another run's.
     """
 
     def __init__(self, config: TrainingConfig, report: Say = print, drawers: int = 0) -> None:
@@ -72,7 +72,7 @@ class Trainer:
         cache = LatentCache(self.out / "latents", self.vae, encoder_digest(self.vae), config.data.fit)
         supplies: dict[bool, Supply] = {
             False: CachedSupply(config, source, buckets, cache, self.device),
-            True: DrawnSupply(config, self.vae, drawers),
+            True: DrawnSupply(config, self.vae, drawers, self.number, self.processes),
         }
         self.batches = Batches(config, source, supplies, embeds, self.device, self.number, self.processes)
         self._ahead: list[Batch] = []
@@ -146,6 +146,7 @@ class Trainer:
     def weights(self) -> dict[str, Any]:
         return trained_weights(self.model)
 
+    @drawers_watched()
     def train(
         self,
         until: int | None = None,
@@ -154,7 +155,7 @@ class Trainer:
     ) -> None:
         """Train to the end of the phases, or to step `until`; `on_pace` is told of every step.
 
-        Raises TripleError for an image that cannot be read, DivergedError.
+        Raises TripleError for an image that cannot be read, DivergedError, LostProcessError.
         """
         config, stop = self.config, min(until or self.config.steps, self.config.steps)
         on_pace = on_pace or print_lines(self.report)

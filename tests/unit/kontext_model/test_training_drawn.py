@@ -1,24 +1,31 @@
 """Training on triples that are drawn while the run goes on, and the decoder's last lessons from what a model draws."""
 
 import multiprocessing
+import os
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 from kontext_model.canvas import Canvas
 from kontext_model.checkpoint_maker import make_checkpoint
+from kontext_model.cli import app
 from kontext_model.editor import KontextEditor
 from kontext_model.training import settle as settling
 from kontext_model.training import supply
-from kontext_model.training.batches import Batch, Batches
+from kontext_model.training import trainer as trainers
 from kontext_model.training.command import train
 from kontext_model.training.config import ConfigError, DataConfig, Phase, TrainingConfig, ValidationConfig, read_config
 from kontext_model.training.latent_cache import LatentCache
+from kontext_model.training.run_state import read_average
 from kontext_model.training.settle import SettleConfig, draw_answers, settle_decoder
-from kontext_model.training.supply import BLOCK, DrawnSupply, encode_drawn
+from kontext_model.training.supply import BLOCK, Drawings, DrawnSupply, encode_drawn
 from kontext_model.training.trainer import Trainer
 from kontext_model.training.triples import WardrobeSource
 
@@ -113,19 +120,44 @@ def test_a_killed_run_on_drawn_triples_resumes_and_other_processes_draw_the_same
         assert torch.equal(value, resumed.weights[name]), name
 
 
-def test_processes_that_share_a_run_choose_the_same_of_what_each_has_drawn(tmp_path: Path, start: Path) -> None:
-    alone = Trainer(_config(tmp_path, start), lambda line: None)
-    config, embeds, device = alone.config, alone.batches.embeds, alone.device
+def test_processes_that_share_a_run_draw_each_block_once_between_them() -> None:
+    shares = [Drawings(7, number, 3)[80, 32 * 32] for number in range(3)]
+    whole = {each.canvas: each for each in Drawings(7)[80, 32 * 32]}
+    for canvas, drawn in whole.items():
+        parts = [each for share in shares for each in share if each.canvas == canvas]
+        assert [index for part in parts for index in part.indices] == drawn.indices
+        assert torch.equal(torch.cat([part.levels for part in parts]), drawn.levels)
+    assert max(sum(len(each.indices) for each in share) for share in shares) < BLOCK / 2
 
-    def draw(number: int, processes: int) -> Batch:
-        supplies = {True: DrawnSupply(config, alone.vae)}
-        source = WardrobeSource(3, config.data.first_seed)
-        return Batches(config, source, supplies, embeds, device, number, processes).draw(config.phases[1], 4, 0)
 
-    whole, shares = draw(0, 1), [draw(number, 2) for number in range(2)]
-    assert len(whole.target) == 2 and {share.canvas for share in shares} == {whole.canvas}
-    assert torch.equal(torch.cat([share.target for share in shares]), whole.target)
-    assert torch.equal(torch.cat([share.embeds.sequence for share in shares]), whole.embeds.sequence)
+@pytest.mark.parametrize("fresh", [40, 0], ids=["draws", "encodes"])
+def test_a_killed_process_that_works_ahead_is_told_of_and_the_run_goes_on(
+    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch, fresh: int
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(
+        f'checkpoint = "{start}"\nout = "{tmp_path / "run"}"\nsave_every_s = 0.0\n[data]\ncount = 3\n'
+        "[validation]\nevery = 0\ncount = 1\n"
+        f"[[phases]]\narea_px = 1024\nsteps = 8\nbatch = 2\nrate = 1e-3\nfresh = {fresh}\n"
+    )
+    others, save, submit = set(multiprocessing.active_children()), trainers.save_state, ProcessPoolExecutor.submit
+
+    def kill() -> None:
+        for process in set(multiprocessing.active_children()) - others:
+            os.kill(process.pid or 0, signal.SIGKILL)
+        time.sleep(0 if not fresh else 30)
+
+    with monkeypatch.context() as killing:
+        killing.setattr(trainers, "save_state", lambda *given: (save(*given), kill()))
+        killing.setattr(ProcessPoolExecutor, "submit", lambda *given: (submit(*given), kill())[0])
+        told = CliRunner().invoke(app, ["train", "--encoders", "1", str(path)])
+    assert told.exit_code == 2
+    assert told.stderr.startswith("kontext-model: a process that draws or encodes ahead was killed (")
+    assert "fewer of them (--encoders, --drawers)" in told.stderr and told.stderr.count("\n") == 1
+    if fresh:
+        assert read_average(tmp_path / "run")[1] == 1
+    train(path, console=Console(quiet=True))
+    assert read_average(tmp_path / "run")[1] == 8
 
 
 def test_only_the_wardrobe_is_drawn_anew(tmp_path: Path) -> None:

@@ -287,13 +287,19 @@ def _launch(config: Path, number: int, port: int) -> subprocess.Popen[str]:
     )
 
 
-def test_two_processes_go_on_with_a_run_of_one_to_the_same_weights(
-    tmp_path: Path, tiny_folder: Path, triples: Path
-) -> None:
-    more = "accumulation = 2\n[objective]\nrollout = 0.5"
-    alone = read_config(_write_config(tmp_path, tiny_folder, triples, more, out="alone"))
+def test_two_processes_go_on_with_a_run_of_one_to_the_same_weights(tmp_path: Path, tiny_folder: Path) -> None:
+    paths = {name: tmp_path / f"{name}.toml" for name in ("alone", "shared")}
+    for name, path in paths.items():
+        path.write_text(
+            f'checkpoint = "{tiny_folder}"\nout = "{tmp_path / name}"\nsave_every_s = 0.0\naccumulation = 2\n'
+            "[objective]\nrollout = 0.5\n[data]\ncount = 6\n[validation]\nevery = 0\ncount = 1\n"
+            "[lora]\nrank = 2\nalpha = 2\n"
+            "[[phases]]\narea_px = 4096\nsteps = 2\nbatch = 2\nrate = 1e-2\nwarmup = 0\n"
+            "[[phases]]\narea_px = 1024\nsteps = 2\nbatch = 2\nrate = 1e-2\nwarmup = 0\nfresh = 80\n"
+        )
+    alone = read_config(paths["alone"])
     _quiet(alone).train()
-    path = _write_config(tmp_path, tiny_folder, triples, more, out="shared")
+    path = paths["shared"]
     _quiet(read_config(path)).train(until=1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
