@@ -70,10 +70,19 @@
       target.form.requestSubmit();
     }
   });
+  /* A form that was sent is sent again only once its answer fails to come: the second answer would hide the first. */
+  const ANSWER_MS = 10_000;
+  let sent = { what: "", until: 0 };
   document.addEventListener("submit", (event) => {
-    const question = event.target.dataset.confirm;
-    if (question && !window.confirm(question)) event.preventDefault();
+    const form = event.target;
+    if (event.defaultPrevented) return; /* htmx sends it */
+    if (form.dataset.confirm && !window.confirm(form.dataset.confirm)) return event.preventDefault();
+    if (form.method !== "post") return;
+    const what = `${form.action} ${new URLSearchParams(new FormData(form, event.submitter))}`;
+    if (what === sent.what && event.timeStamp < sent.until) return event.preventDefault();
+    sent = { what, until: event.timeStamp + ANSWER_MS };
   });
+  window.addEventListener("pageshow", () => { sent = { what: "", until: 0 }; });
 
   /* Theme: at once, and kept by the form's own answer */
 
