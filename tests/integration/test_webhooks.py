@@ -414,6 +414,31 @@ class TestEvents:
         seed.do(lambda c: c.execute(update(batches).where(batches.c.id == "b").values(resumed_at=now())))
         assert fail(1) == [(9, "unavailable")]
 
+    def test_units_that_fail_at_once_count_what_each_other_told(
+        self, seed: Seeder, office: Office, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(outbox, "JOBS_TOLD", 3)
+        office.listen(Event.JOB_FAILED)
+        ends = [Failed(job.id, job.attempt, 0.1, "unavailable", "message") for job in seed.claim(seed.queued(4))]
+        other = threading.Thread(target=seed.do, args=(queries.fail, Stage.ENCODE, ends[2:]))
+        with seed.engine.begin() as connection:
+            queries.fail(connection, Stage.ENCODE, ends[:2])
+            other.start()
+            other.join(0.3)
+        other.join()
+        assert [each["data"]["code"] for each in office.told()] == ["unavailable"] * 3 + ["more_failed"]
+
+    def test_who_begins_to_listen_is_told_though_others_have_heard_enough(
+        self, seed: Seeder, office: Office, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(outbox, "JOBS_TOLD", 1)
+        office.listen(Event.JOB_FAILED)
+        ends = [Failed(job.id, job.attempt, 0.1, "unavailable", "message") for job in seed.claim(seed.queued(3))]
+        seed.do(queries.fail, Stage.ENCODE, ends[:2])
+        office.listen(Event.JOB_FAILED, path="/late")
+        seed.do(queries.fail, Stage.ENCODE, ends[2:])
+        assert [each["data"]["line"] for each in office.told()] == [1, None, 3]
+
     def test_a_batch_of_very_many_bad_rows_is_told_as_briefly(
         self, seed: Seeder, office: Office, monkeypatch: pytest.MonkeyPatch
     ) -> None:

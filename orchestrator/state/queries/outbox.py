@@ -6,6 +6,7 @@ a small table. Refuses to send, that is the deliverer's, and to tell of more fai
 
 import json
 import secrets
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,9 +19,11 @@ from orchestrator.state.transitions import BatchStatus, DeliveryState, Event, Jo
 
 TEST_EVENT = "webhook.test"
 JOBS_TOLD = 1_000
-"""So many failed jobs of a batch are told one by one, since it was made, resumed or retried; about, where many fail at
-once. One message more says that there are others."""
+"""So many failed jobs of a batch a webhook is told one by one, since it was made, resumed or retried. One message more
+says that there are others."""
 MORE = "more_failed"
+TURNS = 1
+"""Sets the locks under which failed jobs are told apart from other advisory locks."""
 
 
 def find_listeners(connection: Connection, event: Event) -> list[str]:
@@ -87,10 +90,12 @@ def tell_of_failed_jobs(connection: Connection, *which: ColumnElement[bool]) -> 
     if not (listeners := find_listeners(connection, Event.JOB_FAILED)):
         return
     failed = (jobs.c.state == JobState.FAILED, *which)
-    for batch_id in connection.execute(select(jobs.c.batch_id).where(*failed).distinct()).scalars().all():
-        told = _count_told(connection, batch_id, listeners)
-        if told <= JOBS_TOLD:
-            _tell_of_failed(connection, listeners, batch_id, failed, JOBS_TOLD - told)
+    # In an order, so that nobody waits for one who waits for them.
+    for batch_id in sorted(connection.execute(select(jobs.c.batch_id).where(*failed).distinct()).scalars()):
+        if _find_rooms(connection, batch_id, listeners):
+            _take_turn(connection, batch_id)
+            for room, those in _find_rooms(connection, batch_id, listeners).items():
+                _tell_of_failed(connection, those, batch_id, failed, room)
 
 
 def _tell_of_failed(
@@ -109,11 +114,16 @@ def _tell_of_failed(
     tell(connection, Event.JOB_FAILED, listeners, data, batch_id)
 
 
-def _count_told(connection: Connection, batch_id: str, listeners: Sequence[str]) -> int:
-    """How many failed jobs of a batch its listeners were told of since it was last resumed or retried, at most one more
-    than are told."""
+def _take_turn(connection: Connection, batch_id: str) -> None:
+    """Wait until nobody else tells of the batch's failed jobs, and count theirs. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(batch_id, TURNS))))
+
+
+def _find_rooms(connection: Connection, batch_id: str, listeners: Sequence[str]) -> dict[int, list[str]]:
+    """Listeners by how many more failed jobs of a batch they are told of; without those that know of others."""
     since = select(func.coalesce(batches.c.resumed_at, 0.0)).where(batches.c.id == batch_id).scalar_subquery()
-    most = 0
+    rooms = defaultdict(list)
     for listener in listeners:
         some = (
             select(deliveries.c.id)
@@ -124,8 +134,8 @@ def _count_told(connection: Connection, batch_id: str, listeners: Sequence[str])
             .limit(JOBS_TOLD + 1)
             .subquery()
         )  # fmt: skip
-        most = max(most, connection.execute(select(func.count()).select_from(some)).scalar_one())
-    return most
+        rooms[JOBS_TOLD - connection.execute(select(func.count()).select_from(some)).scalar_one()].append(listener)
+    return {room: those for room, those in rooms.items() if room >= 0}
 
 
 def tell_of_bad_rows(connection: Connection, batch_id: str, first_line: int, last_line: int) -> None:
