@@ -54,9 +54,10 @@ class Rescuer:
         groups: list[Group] = []
         for worker_id in dead:
             with self._engine.begin() as connection:
-                queries.end_worker(connection, worker_id)
+                ended = queries.end_worker(connection, worker_id)
                 taken = queries.take_back(connection, worker_id, crashes_allowed=CRASHES_ALLOWED)
-            log.warning("worker is dead or hangs, its jobs are taken back", worker=worker_id, jobs=len(taken))
+            if ended or taken:  # else another rescuer was first, and says so
+                log.warning("worker is dead or hangs, its jobs are taken back", worker=worker_id, jobs=len(taken))
             groups += taken
         return [Bell(g.stage, g.revision, g.recipe_id, g.canvas, recovered=True) for g in groups]
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine, update
+from structlog.testing import capture_logs
 
 from orchestrator import rescuer
 from orchestrator.rescuer import Rescuer, missing_bells
@@ -154,6 +155,17 @@ class TestTicks:
         rung.clear()
         rescue.tick()
         assert rung == []
+
+    def test_of_several_rescuers_one_says_that_a_worker_is_dead(
+        self, seed: Seeder, rescue: Rescuer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        register(seed, "dead", silent_s=60)
+        seed.claim(seed.queued(1), 1, "dead")
+        monkeypatch.setattr(queries, "dead_workers", lambda *_, **__: ["dead"])  # as both find it at once
+        with capture_logs() as said:
+            rescue._take_back()
+            rescue._take_back()
+        assert [(each["worker"], each["jobs"]) for each in said] == [("dead", 1)]
 
     def test_a_job_that_kills_its_workers_is_set_aside(self, seed: Seeder, rescue: Rescuer, rung: list[Bell]) -> None:
         group = seed.queued(1)
