@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import redis
 import torch
+from redis.client import Pipeline
 from redis.exceptions import RedisError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -43,12 +44,9 @@ class Handoffs:
         """Store what `stage` made of each job, (S, 64), in one round trip."""
         stored = {_key(job, stage): tensor.to(self._dtype).contiguous() for job, tensor in latents.items()}
         with self._cache.pipeline(transaction=False) as pipeline:
-            if self._used:
-                pipeline.unlink(*self._used)
             for key, tensor in stored.items():
                 pipeline.set(key, save({"latents": tensor}), ex=self._ttl_s)
-            pipeline.execute()
-        self._used.clear()
+            self._execute(pipeline)
         # A worker of several stages goes on with what it has just put: that is not fetched back.
         self._latest = stored
 
@@ -67,7 +65,7 @@ class Handoffs:
     def delete(self, stage: Stage, unit: Iterable[Claimed]) -> None:
         """Forget what `stage` left for jobs whose next stage has been committed.
 
-        The deletion rides with the next `put`; should this process end before, the time to live does it.
+        The deletion rides with the next `put` or `take`; should this process end before, the time to live does it.
         """
         self._used += [_key(job, stage) for job in unit]
 
@@ -103,11 +101,21 @@ class Handoffs:
         with self._cache.pipeline(transaction=False) as pipeline:
             for key in keys:
                 pipeline.getrange(key, 0, limit_bytes)
-            values = pipeline.execute(raise_on_error=False)
+            values = self._execute(pipeline, raise_on_error=False)
         for value in values:
             if isinstance(value, RedisError) and "WRONGTYPE" not in str(value):
                 raise value
         return values
+
+    def _execute(self, pipeline: Pipeline, *, raise_on_error: bool = True) -> list[object]:
+        """What the pipeline's commands gave; what is used up is deleted with them."""
+        if self._used:
+            pipeline.unlink(*self._used)
+        given: list[object] = pipeline.execute(raise_on_error)
+        if self._used:
+            given.pop()
+            self._used.clear()
+        return given
 
     def _load(self, data: object, limit_bytes: int) -> dict[str, Tensor]:
         """The tensors in these bytes; none where they are too many, no plain safetensors, or of another dtype."""

@@ -127,6 +127,8 @@ class Worker:
             moved = _write_ends(connection, stage, outcome)
             if release:
                 queries.hand_back(connection, self.id)
+            stale = {end.id for end in outcome.advanced} - moved
+            cancelled = queries.find_cancelled(connection, stale) if stale else set()
         rows = Counter(end.canvas for end in outcome.advanced if end.id in moved)
         bells = [
             replace(bell, stage=following, canvas=canvas)
@@ -138,6 +140,8 @@ class Worker:
             bells.append(replace(bell, stage=Stage.ENCODE, canvas=""))
         self.ring(bells)
         self._forget(stage, [job for job in unit if job.id in moved])
+        # Nobody will ask for what this stage has just stored of them; of other stale jobs it may be another worker's.
+        self.bench.handoffs.delete(stage, [job for job in unit if job.id in cancelled])
 
     def _forget(self, stage: Stage, moved: Sequence[Claimed]) -> None:
         if stage in CONSUMES:

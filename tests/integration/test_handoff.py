@@ -1,5 +1,6 @@
 """Handoffs: what goes in comes out, and forged bytes are a handoff that is missing."""
 
+import dataclasses
 import json
 import struct
 import tracemalloc
@@ -59,6 +60,17 @@ def test_latents_come_back_as_they_went(cache: redis.Redis, handoffs: Handoffs, 
     [taken] = elsewhere.take(Stage.ENCODE, [JOB], SHAPE).values()
     assert taken.dtype == dtype and torch.equal(taken, latents)
     assert 0 < cache.ttl(KEY) <= 60
+
+
+def test_a_worker_that_only_takes_deletes_what_it_used_up(cache: redis.Redis, handoffs: Handoffs) -> None:
+    later = dataclasses.replace(JOB, id=2)
+    handoffs.put(Stage.SAMPLE, {JOB: torch.zeros(SHAPE), later: torch.zeros(SHAPE)})
+    decoder = Handoffs(cache, ttl_s=60, scope="test")
+    for job in (JOB, later):
+        assert decoder.take(Stage.SAMPLE, [job], SHAPE).keys() == {job.id}
+        decoder.delete(Stage.SAMPLE, [job])
+    keys = [f"kontext:handoff:b:{job.id}:sample" for job in (JOB, later)]
+    assert [cache.exists(key) for key in keys] == [0, 1], "the last one goes with the next unit"
 
 
 def test_what_is_not_of_the_models_dtype_is_made_so_before_it_is_stored(cache: redis.Redis) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from orchestrator import control
 from orchestrator.settings import Settings
 from orchestrator.state import queries
-from orchestrator.state.messages import Bell
+from orchestrator.state.messages import Bell, handoff_key
 from orchestrator.state.tables import jobs
 from orchestrator.state.transitions import Stage
 from tests.chaos.model import EchoEditor
@@ -110,6 +110,10 @@ def test_a_unit_of_which_some_are_wanted_goes_on(shop: Shop) -> None:
     assert shop.editor.steps == BODY["steps"]
     states = [(row["state"], row["stage"]) for row in shop.seed.rows()]
     assert states == [("cancelled", "sample")] + [("queued", "decode")] * 7
+    shop.worker.bench.handoffs._latest.clear()  # as if it fetched them
+    assert shop.serve(Stage.DECODE) == 7
+    left = handoff_key("b", cancelled, Stage.SAMPLE)
+    assert not shop.worker.bench.handoffs._cache.exists(left), "nobody will ask for it"
 
 
 def test_too_little_memory_is_met_by_smaller_units_until_they_fit(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ others hold locked at the moment are left to the next chunk: nobody waits for an
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -92,6 +92,12 @@ def cancelled_midway(connection: Connection, batch_id: str) -> Iterator[Sequence
         jobs.c.stage.in_((Stage.SAMPLE, Stage.DECODE)),
     )
     yield from connection.execute(statement).scalars().partitions(PAGE_ROWS)
+
+
+def find_cancelled(connection: Connection, job_ids: Collection[int]) -> set[int]:
+    """Those of the jobs that are cancelled."""
+    statement = select(jobs.c.id).where(jobs.c.id.in_(job_ids), jobs.c.state == JobState.CANCELLED)
+    return set(connection.execute(statement).scalars())
 
 
 def failed_unfinished(connection: Connection) -> list[str]:
