@@ -6,10 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from sqlalchemy import create_engine, make_url, text
 
 from orchestrator.local_stack import ensure_stack, stop_stack
 from orchestrator.settings import Settings
+
+# Hypothesis' own limits are of wall time, 0.2 s an example: a machine that does other things beside breaks them.
+hypothesis_settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +28,11 @@ from orchestrator.state import queries
 from orchestrator.state.database import open_database, reading
 from orchestrator.state.transitions import BatchStatus, Stage
 from orchestrator.storage import open_object, open_store
+from tests.waiting import wait_until
 
 PHOTOS = 12
 STEPS = 4
-PATIENCE_S = 120
+PATIENCE_S = 180
 SHAPES = ((96, 128), (128, 96), (112, 112))
 
 
@@ -76,7 +76,7 @@ def fleet(stack: Settings, valkey_url: str, fresh_database_url: str, tmp_path: P
             "unit_size": 4,
             "threads": 1,
             "heartbeat_s": 0.5,
-            "lease_s": 5.0,
+            "lease_s": 8.0,
         }
     )
     running = Fleet(settings, tmp_path)
@@ -88,7 +88,7 @@ def fleet(stack: Settings, valkey_url: str, fresh_database_url: str, tmp_path: P
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
-        statuses = [process.wait(30) for process in processes]
+        statuses = [process.wait(PATIENCE_S) for process in processes]
     assert statuses == [0] * len(processes), "every process ends in good order"
 
 
@@ -193,7 +193,4 @@ def _read(fleet: Fleet, query: Callable[..., Any], *arguments: object) -> Any:
 
 
 def _await(condition: Callable[[], bool]) -> None:
-    patience = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < patience, "nothing came of it in time"
-        time.sleep(0.5)
+    wait_until(condition, patience_s=PATIENCE_S, pause_s=0.1)

@@ -16,7 +16,8 @@ from orchestrator.settings import Settings
 from tests.browser.site import FLAGS, Site, open_site
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-expect.set_options(timeout=20_000)
+PATIENCE_MS = 60_000
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +62,7 @@ class Visitor:
         """A new browser that nobody knows."""
         options = {"viewport": {"width": 1280, "height": 860}, "base_url": self.site.url, **given}
         context = self.chromium.new_context(**options)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE_MS)
         self.contexts.append(context)
         page = context.new_page()
         page.on("console", self._note)

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from orchestrator.access.keys import create_key
 from orchestrator.access.scopes import Scope
 from orchestrator.settings import Settings
 from orchestrator.state.database import open_database, reading
+from tests.waiting import PATIENCE_S, wait_until
 
-PATIENCE_S = 60.0
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
 """What headless Chromium is started with."""
@@ -79,14 +78,11 @@ def open_site(
             process.terminate()
         for process in processes:
             try:
-                process.wait(30)
+                process.wait(PATIENCE_S)
             finally:
                 process.kill()
 
 
 def await_true(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
     """Wait until something is so."""
-    until_s = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < until_s, f"never happened: {what}"
-        time.sleep(0.1)
+    wait_until(condition, what, patience_s, 0.1)

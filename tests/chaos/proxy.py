@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 HOST = "127.0.0.1"
+PATIENCE_S = 60.0
 CHUNK_BYTES = 1 << 16
 LOOK_S = 0.02
 BUSY_BODY = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
@@ -67,7 +68,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self.delay_s = 0.05
         self.silencing: tuple[bytes, ...] = ()
-        self.port = 0
+        self.port = self.accepted = 0
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -79,7 +80,7 @@ class Proxy:
     ) -> None:
         self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(PATIENCE_S)
         self._loop.close()
 
     @property
@@ -107,7 +108,7 @@ class Proxy:
         return len(links)
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._serve, HOST, self.port)
@@ -140,6 +141,7 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = _Link(writer)
         self._links.add(link)
+        self.accepted += 1
         try:
             with suppress(OSError):
                 await self._join(link, reader)

@@ -1,6 +1,5 @@
 """Nights for tests: a catalogue, a schedule of it, schedulers that fire it, jobs that end as they are told."""
 
-import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +17,7 @@ from orchestrator.state.queries import Failed, Finished, Run
 from orchestrator.state.tables import jobs, schedule_runs
 from orchestrator.state.tables import schedules as schedule_table
 from orchestrator.state.transitions import RunState, Stage
-
-PATIENCE_S = 20.0
+from tests.waiting import PATIENCE_S
 
 
 @dataclass
@@ -121,12 +119,3 @@ def make_checkpoint(folder: Path) -> Path:
     (checkpoint / "model_index.json").write_text("{}")
     (checkpoint / "kontext.json").write_text('{"area_px": 4096, "steps": 2}')
     return checkpoint
-
-
-def wait_until(true: object, patience_s: float = PATIENCE_S) -> None:
-    """Wait for a condition, a function without arguments. Raises AssertionError."""
-    assert callable(true)
-    until_s = time.monotonic() + patience_s
-    while not true():
-        assert time.monotonic() < until_s, "it does not come true"
-        time.sleep(0.05)

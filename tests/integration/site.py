@@ -16,6 +16,7 @@ from orchestrator.client import Client
 from orchestrator.settings import Settings
 from orchestrator.storage import Store, open_store
 from tests.integration.api_client import BROKER, held_connections
+from tests.waiting import PATIENCE_S
 
 
 @dataclass
@@ -57,5 +58,5 @@ def open_site(engine: Engine, folder: Path, **given: object) -> Iterator[Site]:
         yield Site(f"http://127.0.0.1:{port}", settings, engine, keys)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE_S)
     assert not held, "the application ends its connections"

@@ -15,13 +15,16 @@ import pytest
 from sqlalchemy import Engine, update
 
 from orchestrator.access.scopes import Scope
+from orchestrator.api import live
 from orchestrator.api.watcher import Watcher
 from orchestrator.state import queries
+from orchestrator.state.queries import BatchCounts
 from orchestrator.state.tables import jobs
 from orchestrator.state.transitions import BatchStatus, Stage
 from tests.integration.api_client import Api, open_api
 from tests.integration.seeding import Seeder
 from tests.integration.shop import photo
+from tests.waiting import PATIENCE_S, wait_until
 
 ITEMS = [{"custom_id": f"dress-{n}", "image": f"s3://shop/{n}.jpg", "season": "SS27"} for n in range(3)]
 
@@ -202,32 +205,47 @@ class TestWatching:
         headers = {"if-none-match": first.headers["etag"]}
         again = api.client.get("/v1/batches/b", headers=headers)
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
-        timer = threading.Timer(0.5, lambda: seed.do(queries.dispatch, "b", 1))
-        timer.start()
-        began = time.monotonic()
-        waited = api.client.get("/v1/batches/b?wait=20", headers=headers)
-        timer.join()
+        watcher = api.app.state.resources.service(Watcher)
+
+        def change() -> None:
+            wait_until(lambda: watcher.sees("b"), "the call waits")
+            seed.do(queries.dispatch, "b", 1)
+
+        with ThreadPoolExecutor(1) as pool:
+            changing = pool.submit(change)
+            began = time.monotonic()
+            waited = api.client.get("/v1/batches/b?wait=60", headers=headers)
+            assert time.monotonic() - began < 50, "not when the wait is over"
+            changing.result()
         assert waited.status_code == 200 and waited.json()["request_counts"]["queued"] == 1
-        assert 0.4 < time.monotonic() - began < 5
         headers = {"if-none-match": waited.headers["etag"]}
         assert api.client.get("/v1/batches/b?wait=1", headers=headers).status_code == 304
 
-    def test_events_tell_each_change_until_the_batch_has_ended(self, api: Api, seed: Seeder) -> None:
+    def test_events_tell_each_change_until_the_batch_has_ended(
+        self, api: Api, seed: Seeder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         batch = seed.batch(jobs=1)
+        written: list[BatchCounts] = []
+        shape = live.batch_shape
+        monkeypatch.setattr(
+            live, "batch_shape", lambda batch, counts: (written.append(counts), shape(batch, counts))[1]
+        )
 
         def change() -> None:
-            time.sleep(0.6)
-            seed.do(queries.dispatch, "b", 1)
-            time.sleep(0.8)
-            seed.do(lambda c: c.execute(update(jobs).values(state="succeeded", ended_at=1.0)))
-            seed.do(queries.close_batch, "b", reopened=batch.reopened)
+            try:
+                wait_until(lambda: any(counts.pending == 1 for counts in written), "it is told as it stands")
+                seed.do(queries.dispatch, "b", 1)
+                wait_until(lambda: any(counts.queued == 1 for counts in written), "the first change is told")
+            finally:  # or the stream would never end
+                seed.do(lambda c: c.execute(update(jobs).values(state="succeeded", ended_at=1.0)))
+                seed.do(queries.close_batch, "b", reopened=batch.reopened)
 
-        changing = threading.Thread(target=change)
-        changing.start()
-        with api.client.stream("GET", "/v1/batches/b/events") as stream:
-            assert stream.headers["content-type"].startswith("text/event-stream")
-            told = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
-        changing.join()
+        with ThreadPoolExecutor(1) as pool:
+            changing = pool.submit(change)
+            with api.client.stream("GET", "/v1/batches/b/events") as stream:
+                assert stream.headers["content-type"].startswith("text/event-stream")
+                told = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
+            changing.result()
         assert told[0]["request_counts"]["pending"] == 1
         assert any(batch["request_counts"]["queued"] == 1 for batch in told)
         assert (told[-1]["status"], told[-1]["request_counts"]["succeeded"]) == ("completed", 1)
@@ -269,10 +287,8 @@ class TestWatching:
         await_change = Watcher.await_change
         monkeypatch.setattr(Watcher, "await_change", lambda *given: (listening.append("it"), await_change(*given))[1])
         with ThreadPoolExecutor(20) as pool:
-            waiting = [pool.submit(api.client.get, "/v1/batches/b?wait=20", headers=headers) for _ in range(20)]
-            until_s = time.monotonic() + 15
-            while len(listening) < 20 and time.monotonic() < until_s:
-                time.sleep(0.05)
+            waiting = [pool.submit(api.client.get, "/v1/batches/b?wait=60", headers=headers) for _ in range(20)]
+            wait_until(lambda: len(listening) == 20, "all wait", 55)
             before = len(asked)
             seed.do(queries.dispatch, "b", 1)
             answers = [each.result() for each in waiting]
@@ -308,7 +324,7 @@ class TestWatching:
             watcher = api.app.state.resources.service(Watcher)
             assert api.client.portal is not None
             listener = api.client.portal.start_task_soon(anext, watcher.follow("b"))
-            assert looking.wait(5)
+            assert looking.wait(PATIENCE_S)
             listener.cancel()
 
     def test_nothing_is_looked_up_while_nobody_listens(
@@ -316,10 +332,11 @@ class TestWatching:
     ) -> None:
         seed.batch(jobs=1)
         api.client.get("/v1/batches/b?wait=1")
-        time.sleep(0.5)
+        watcher = api.app.state.resources.service(Watcher)
+        wait_until(lambda: watcher._task.done(), "it has looked for the last time")
         looked = []
         monkeypatch.setattr(queries, "read_batch", lambda *given: looked.append(given))
-        time.sleep(1.0)
+        time.sleep(0.5)
         assert looked == []
 
     def test_an_unknown_batch_is_a_problem_everywhere(self, api: Api) -> None:

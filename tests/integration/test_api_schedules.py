@@ -16,6 +16,7 @@ from orchestrator.state.database import reading
 from tests.integration.api_client import Api, open_api
 from tests.integration.night import make_checkpoint
 from tests.integration.seeding import Seeder
+from tests.waiting import PATIENCE_S
 
 NIGHTLY = {"name": "nightly", "cron": "0 2 * * *", "time_zone": "Asia/Shanghai", "options": {"preset": "flat-lay"}}
 HOOK = {"url": "https://shop.example.com/hook?token=S3cret", "events": ["batch.paused", "job.failed"]}
@@ -58,7 +59,7 @@ class TestSchedules:
         assert audit(api, "schedule.fire")["detail"] == {"run": asked[-1]}
         scheduler = Scheduler(api.engine, api.settings)
         scheduler.tick()
-        scheduler.wait(20)
+        scheduler.wait(PATIENCE_S)
         page = api.get("/v1/schedules/nightly/runs?limit=2")
         rest = api.get("/v1/schedules/nightly/runs", params={"limit": 2, "after": page["next"]})
         runs = page["data"] + rest["data"]

@@ -11,10 +11,10 @@ import kombu
 from orchestrator.settings import Settings
 from orchestrator.state.messages import TASK, Bell, queue_names
 from orchestrator.state.transitions import Stage
+from tests.waiting import PATIENCE_S
 from workers.listener import Listener
 
 REVISION = "a" * 40
-PATIENCE_S = 60
 WORKER = """
 import os, signal, sys
 from orchestrator.settings import Settings

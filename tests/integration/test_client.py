@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,7 +24,9 @@ import httpx2
 import pytest
 from sqlalchemy import Engine, text, update
 
+from orchestrator import submission
 from orchestrator.access.scopes import Scope
+from orchestrator.api.watcher import Watcher
 from orchestrator.batches import create_batch, ingest
 from orchestrator.catalogs import open_catalogue
 from orchestrator.client import ApiError, Asked, Client, Memory, Progress
@@ -39,6 +42,7 @@ from orchestrator.submission import make_request
 from tests.integration.seeding import Seeder
 from tests.integration.shop import photo
 from tests.integration.site import Site, open_site
+from tests.waiting import PATIENCE_S, wait_until
 
 ASKED = Asked(preset="flat-lay")
 COLOURS = ("red", "green", "blue", "white", "black", "orange", "pink", "grey")
@@ -251,19 +255,29 @@ class TestSubmitting:
         assert (batch.priority, batch.metadata, batch.options["max_error_rate"]) == (4, {"shop": "a"}, 0.0)
         assert [row["custom_id"] for row in rows(site, batch.id)] == [f"d{number}" for number in range(5)]
 
-    def test_a_killed_command_goes_on_with_its_batch(self, site: Site, photos: Path, tmp_path: Path) -> None:
+    def test_a_killed_command_goes_on_with_its_batch(
+        self, site: Site, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        killed = threading.Event()
+
+        def hold(*_: Any, **__: Any) -> None:
+            killed.wait(PATIENCE_S)
+            raise RuntimeError("whoever called is gone")
+
         for number in range(100):
             (photos / f"more-{number}.jpg").write_bytes(os.urandom(300_000))
         before, there = {batch.id for batch in batches(site)}, sum(1 for _ in site.inputs.list())
-        process = subprocess.Popen(**submitting(site, photos, tmp_path))
-        while sum(1 for _ in site.inputs.list()) < there + 20 and process.poll() is None:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        assert process.communicate(timeout=30)[0] == ""
+        with monkeypatch.context() as patch:
+            patch.setattr(submission, "submit", hold)  # however late it is killed, it has not ended
+            process = subprocess.Popen(**submitting(site, photos, tmp_path))
+            wait_until(lambda: sum(1 for _ in site.inputs.list()) >= there + 20, "images are sent")
+            process.send_signal(signal.SIGKILL)
+            assert process.communicate(timeout=PATIENCE_S)[0] == ""
+            killed.set()
         assert {batch.id for batch in batches(site)} == before
         kept = {info.key: info.modified_s for info in site.inputs.list()}
         done = subprocess.Popen(**submitting(site, photos, tmp_path))
-        told, said = done.communicate(timeout=60)
+        told, said = done.communicate(timeout=PATIENCE_S)
         assert done.returncode == 0, said
         assert {name: value for name, value in json.loads(told).items() if name != "batch"} == {
             "total": 108,
@@ -346,17 +360,21 @@ class TestWhatIsRefused:
 
 class TestWatchingAndFetching:
     def test_wait_ends_with_the_batch_and_its_pictures_are_fetched_once(
-        self, site: Site, client: Client, tmp_path: Path
+        self, site: Site, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         batch_id = finishable(site, client)
         with pytest.raises(TimeoutError):
             client.wait(batch_id, timeout_s=0.5)
-        finishing = threading.Timer(0.5, finish, (site, batch_id))
-        finishing.start()
-        began_s = time.monotonic()
-        batch = client.wait(batch_id, timeout_s=20)
-        finishing.join()
-        assert batch.status == "completed" and batch.ended_at and time.monotonic() - began_s < 10
+        waits, await_change = threading.Event(), Watcher.await_change
+        monkeypatch.setattr(Watcher, "await_change", lambda *given: (waits.set(), await_change(*given))[1])
+        monkeypatch.setattr("orchestrator.client.client.WAIT_S", 60)
+        with ThreadPoolExecutor(1) as pool:
+            finishing = pool.submit(lambda: waits.wait(PATIENCE_S) and finish(site, batch_id))
+            began_s = time.monotonic()
+            batch = client.wait(batch_id, timeout_s=PATIENCE_S)
+            assert time.monotonic() - began_s < 50, "not when a poll is over"
+            finishing.result()
+        assert batch.status == "completed" and batch.ended_at
         assert (batch.request_counts.succeeded, batch.request_counts.failed) == (2, 1)
         found = client.export(batch_id, tmp_path / "out")
         assert found == {"copied": 2} and (tmp_path / "out" / "d0.png").read_bytes() == b"picture of d0"
@@ -435,7 +453,7 @@ def test_the_example_of_the_documentation_runs(site: Site, photos: Path, tmp_pat
             cwd=photos.parent,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
         )
     finally:
         stop.set()
@@ -492,7 +510,7 @@ def call(site: Site, scope: Scope, method: str, path: str, body: Any) -> tuple[i
     headers = {"authorization": f"Bearer {site.keys[scope]}", "content-type": "application/json"}
     request = urllib.request.Request(f"{site.url}{path}", data, headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             text = answer.read()
             return answer.status, json.loads(text) if text else None
     except urllib.error.HTTPError as error:
@@ -504,7 +522,7 @@ def put(url: str, data: bytes, headers: dict[str, str]) -> int:
     """What a store answers to a PUT."""
     request = urllib.request.Request(url, data, headers, method="PUT")
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         with error:

@@ -28,6 +28,7 @@ from orchestrator.state.transitions import BATCH_MOVES, BatchStatus, JobState, S
 from orchestrator.tallies import Tallies
 from tests.integration.night import Night
 from tests.integration.seeding import RECIPE, REVISION, Seeder, job_row
+from tests.waiting import wait_until
 
 ENCODE = Group(Stage.ENCODE, RECIPE, "", REVISION)
 S = BatchStatus
@@ -82,7 +83,9 @@ def test_a_request_moves_a_batch_only_where_that_is_legal_and_twice_is_as_good_a
     assert not again.changed and again.batch.status in over
 
 
-def test_rows_of_a_catalogue_that_became_unreadable_end_cancelled(seed: Seeder, tmp_path: Path) -> None:
+def test_rows_of_a_catalogue_that_became_unreadable_end_cancelled(
+    seed: Seeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     night = Night(seed.engine, tmp_path)
     catalogue = open_catalogue(night.write("a", "b", "c"), night.settings)
     request = submission.make_request(night.settings, {"prompt": "x"})
@@ -104,6 +107,8 @@ def test_rows_of_a_catalogue_that_became_unreadable_end_cancelled(seed: Seeder, 
         with pytest.raises(CatalogueError):
             ingest(seed.engine, batch, torn, request)
     assert {row["state"] for row in seed.rows("torn")} == {"pending"}
+    monkeypatch.setattr("orchestrator.tallies.REST", 4.0)  # as it is outside of tests
+    monkeypatch.setattr("orchestrator.tallies.PATIENCE_S", 0.0)  # every count takes long
     tallies = Tallies(seed.engine)
     failed = seed.do(queries.read_batch, "torn")
     assert failed.status == S.FAILED and tallies.counts(failed).pending > 0
@@ -111,9 +116,7 @@ def test_rows_of_a_catalogue_that_became_unreadable_end_cancelled(seed: Seeder, 
     dispatcher.tick()
     assert {row["state"] for row in seed.rows("torn")} == {"cancelled"}
     assert seed.do(queries.read_batch, "torn").status == S.FAILED
-    until_s = time.monotonic() + 5
-    while tallies.counts(failed).pending:  # nor is what was counted before told for ever
-        assert time.monotonic() < until_s
+    wait_until(lambda: not tallies.counts(failed).pending, "nor is what was counted before told for ever")
     tallies.close()
 
 

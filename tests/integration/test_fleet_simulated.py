@@ -19,6 +19,7 @@ from orchestrator.state.tables import batches, jobs, workers
 from orchestrator.state.transitions import BatchStatus, Stage
 from tests.integration.seeding import NUMERICS, REVISION, Seeder, job_row
 from tests.integration.simulation import Fleet
+from tests.waiting import wait_until
 
 SETTINGS = Settings(broker_url="redis://nowhere/0", window_jobs=256, unit_size=8)
 
@@ -159,10 +160,10 @@ def test_dispatchers_and_rescuers_run_side_by_side(
 
     with ThreadPoolExecutor(4) as pool:
         parts = [pool.submit(serve, number) for number in range(2)] + [pool.submit(work, number) for number in range(2)]
-        patience_s = time.monotonic() + 60
-        while seed.do(queries.open_batches) and time.monotonic() < patience_s:
-            time.sleep(0.05)
-        over.set()
+        try:
+            wait_until(lambda: not seed.do(queries.open_batches), "all batches end", 300, 0.05)
+        finally:
+            over.set()
         for part in parts:
             part.result()
     for name in ("a", "b", "c"):

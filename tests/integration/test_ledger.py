@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -203,7 +202,21 @@ def test_a_memory_that_cannot_be_written_costs_nothing_else(
 
 
 def test_sql_hears_of_sources_soon_and_seldom(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "TELL_AFTER_S", 0.2)
+    class Timer:
+        """Waits until the test lets its time pass."""
+
+        def __init__(self, after_s: float, then: Callable[[], None]) -> None:
+            assert after_s == ledger.TELL_AFTER_S
+            self.pass_time, self.daemon = then, False
+
+        def start(self) -> None:
+            timers.append(self)
+
+        def cancel(self) -> None:
+            pass
+
+    timers: list[Timer] = []
+    monkeypatch.setattr(ledger.threading, "Timer", Timer)
     told: list[int] = []
     learn = queries.learn_sources
 
@@ -217,7 +230,9 @@ def test_sql_hears_of_sources_soon_and_seldom(engine: Engine, monkeypatch: pytes
     for uri in uris:
         memory.learn(uri, '"tag"', "sha")
     assert told == []
-    _await(lambda: ledger.Ledger(engine).recall("b", uris).keys() == set(uris))
+    [timer] = timers
+    timer.pass_time()
+    assert ledger.Ledger(engine).recall("b", uris).keys() == set(uris)
     assert told == [50]
     memory.learn(uris[0], '"newer"', "other")
     memory.close()
@@ -233,13 +248,6 @@ def test_no_uri_is_stored_in_the_memory(engine: Engine) -> None:
     with engine.connect() as connection:
         rows = connection.exec_driver_sql("SELECT * FROM sources").all()
     assert len(rows) == 1 and "h.example" not in json.dumps([list(row) for row in rows])
-
-
-def _await(condition: Callable[[], bool]) -> None:
-    patience_s = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < patience_s, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_an_image_that_was_sent_and_then_replaced_in_the_store_is_not_used(shop: Shop) -> None:

@@ -93,7 +93,7 @@ def test_counts_of_an_ended_batch_are_kept_and_forgotten_when_it_is_reopened(see
         connection.execute(update(jobs).where(jobs.c.line == 2).values(state="failed", reused=0, code="unavailable"))
     closer = Closer(seed.engine, Settings(home=tmp_path))
     closer.begin(batch)
-    closer.wait(20)
+    closer.wait()
     closed = seed.do(queries.read_batch, "b")
     assert closed.status == BatchStatus.COMPLETED
     assert closed.ended_counts == seed.do(queries.count_by_state, "b")

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import boto3
@@ -23,6 +24,7 @@ from redis.retry import Retry
 
 from orchestrator.local_stack import StackError, Supervisor, ensure_stack, servers, stack_status, stop_stack
 from orchestrator.settings import Settings
+from tests.waiting import PATIENCE_S, wait_until
 
 STARTER = """
 import sys, time
@@ -65,13 +67,6 @@ def runs(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.01)
-
-
 def s3(settings: Settings, secret: str | None = None) -> "boto3.client":
     url = urlsplit(settings.local_s3_url)
     return boto3.client(
@@ -110,7 +105,7 @@ def test_concurrent_starts_give_one_stack_that_outlives_its_killed_starter(home:
 
     began_s = time.monotonic()
     adopted = ensure_stack(Settings(home=home))
-    assert time.monotonic() - began_s < 1.0
+    assert time.monotonic() - began_s < 15.0
     assert adopted == first
     assert pids(home) == running
     assert adopted.embedded == frozenset()
@@ -120,7 +115,7 @@ def test_concurrent_starts_give_one_stack_that_outlives_its_killed_starter(home:
     with redis.Redis.from_url(adopted.broker_url) as broker:
         assert broker.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
         broker.set("bell", "rung")
-        broker.execute_command("WAITAOF", 1, 0, 2000)
+        assert broker.execute_command("WAITAOF", 1, 0, 60_000) == [1, 0]
     bodies = {f"results/{number}.png": os.urandom(30_000) for number in range(20)}
     for key, body in bodies.items():
         put(adopted, key, body)
@@ -159,7 +154,7 @@ def test_concurrent_starts_give_one_stack_that_outlives_its_killed_starter(home:
     running = pids(home)
     began_s = time.monotonic()
     stop_stack(Settings(home=home))
-    assert time.monotonic() - began_s < 3.0
+    assert time.monotonic() - began_s < 10.0, "SeaweedFS itself would wait for 15 s"
     assert not any(runs(pid) for pid in running.values())
     assert not (home / "stack.json").exists()
     assert {status.problem for status in stack_status(Settings(home=home))} == {"it does not run"}
@@ -182,11 +177,12 @@ def test_only_what_is_not_set_is_started(home: Path) -> None:
 
 
 def test_a_server_that_runs_but_does_not_answer_is_replaced(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.local_stack.servers.ANSWER_S", 0.2)
-    monkeypatch.setattr("orchestrator.local_stack.stack.PATIENCE_S", 0.3)
-    monkeypatch.setattr("orchestrator.local_stack.stack.START_S", 1.0)
     ensure_stack(queues_only(home))
     stuck = pids(home)["valkey"]
+    monkeypatch.setattr("orchestrator.local_stack.servers.ANSWER_S", 0.2)
+    monkeypatch.setattr("orchestrator.local_stack.stack.PATIENCE_S", 0.3)
+    later = SimpleNamespace(time=lambda: time.time() + 3600, monotonic=time.monotonic, sleep=time.sleep)
+    monkeypatch.setattr("orchestrator.local_stack.stack.time", later)  # it did not begin just now
     os.kill(stuck, signal.SIGSTOP)
     ensure_stack(queues_only(home))
     assert not runs(stuck)
@@ -208,7 +204,7 @@ def test_a_process_that_took_the_number_of_a_dead_server_is_left_alone(home: Pat
 
 
 def test_a_port_taken_meanwhile_is_given_up_for_another(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with redis_port_taken() as (taken, offers):
+    with redis_port_taken(servers._is_free) as (taken, offers):
         monkeypatch.setattr(servers, "_is_free", lambda port: True)
         monkeypatch.setattr("random.sample", lambda *_: next(offers))
         settings = ensure_stack(queues_only(home))
@@ -216,14 +212,18 @@ def test_a_port_taken_meanwhile_is_given_up_for_another(home: Path, monkeypatch:
 
 
 class redis_port_taken:
-    """A listening port, and offers of ports that begin with it."""
+    """A listening port, and offers of ports that begin with it; those after it are free."""
+
+    def __init__(self, is_free: Callable[[int], bool]) -> None:
+        self._is_free = is_free
 
     def __enter__(self) -> tuple[int, Iterator[list[int]]]:
         import socket
 
         self._listener = socket.create_server(("127.0.0.1", 0))
         taken = int(self._listener.getsockname()[1])
-        return taken, iter([[taken], [31_987, 31_989]])
+        others = ([port] for port in itertools.count(20_000) if self._is_free(port))
+        return taken, itertools.chain([[taken]], others)
 
     def __exit__(self, *_: object) -> None:
         self._listener.close()
@@ -254,7 +254,10 @@ def test_a_damaged_stack_file_is_no_licence_to_start_a_second_stack(home: Path) 
 
 
 class Deaths(list[tuple[str, str, int]]):
+    last_s = 0.0
+
     def __call__(self, role: str, worker_id: str, returncode: int) -> None:
+        self.last_s = time.monotonic()
         self.append((role, worker_id, returncode))
 
 
@@ -285,33 +288,40 @@ def test_a_killed_child_is_reported_and_started_again_after_a_while(tmp_path: Pa
     kill_child(first)
     wait_until(lambda: deaths)
     assert deaths == [("sample", first, -signal.SIGKILL)]
-    killed_s = time.monotonic()
     wait_until(lambda: says(tmp_path / "sample.log", "-sample-1"))
-    assert 0.9 < time.monotonic() - killed_s < 3.0
+    assert 1.0 < time.monotonic() - deaths.last_s < 25.0
     assert supervisor.workers()["sample"] != first
     supervisor.stop(5.0)
     assert [returncode for _, _, returncode in deaths] == [-signal.SIGKILL, -signal.SIGTERM]
     assert supervisor.workers() == {}
 
 
-def test_children_that_fail_at_once_are_started_less_and_less_often(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("orchestrator.local_stack.supervisor.FIRST_DELAY_S", 0.1)
-    monkeypatch.setattr("orchestrator.local_stack.supervisor.LONGEST_DELAY_S", 0.4)
-    times_s: list[float] = []
+class Hurried(threading.Event):
+    """An event that nobody waits for as long as he says; what each said is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses_s: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.pauses_s.append(timeout)
+        return super().wait(0.01)
+
+
+def test_children_that_fail_at_once_are_started_less_and_less_often(tmp_path: Path) -> None:
+    died: list[str] = []
 
     def on_death(role: str, worker_id: str, returncode: int) -> None:
-        times_s.append(time.monotonic())
+        died.append(worker_id)
         raise ConnectionError("the database is away")
 
     supervisor = Supervisor({"encode": ["/nowhere/program"]}, {}, tmp_path, on_death)
+    supervisor._stopping = hurried = Hurried()
     supervisor.start()
-    wait_until(lambda: len(times_s) == 5)
+    wait_until(lambda: len(hurried.pauses_s) >= 7)
     supervisor.stop()
-    pauses_s = [later - earlier for earlier, later in itertools.pairwise(times_s)]
-    for pause_s, expected_s in zip(pauses_s, [0.1, 0.2, 0.4, 0.4], strict=True):
-        assert expected_s < pause_s < expected_s + 0.35
+    assert hurried.pauses_s[:7] == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert len(set(died)) >= 7
     assert "/nowhere/program: No such file or directory" in (tmp_path / "encode.log").read_text()
 
 
@@ -342,14 +352,15 @@ def test_stopping_kills_what_does_not_end_and_a_second_stop_does_not_wait(tmp_pa
     wait_until(lambda: says(tmp_path / "decode.log", "up"))
     waiting = threading.Thread(target=supervisor.stop, args=(60.0,))
     waiting.start()
+    wait_until(supervisor._stopping.is_set)
     time.sleep(0.2)
     assert deaths == []
     began_s = time.monotonic()
     supervisor.stop(60.0)
-    assert time.monotonic() - began_s < 2.0
+    assert time.monotonic() - began_s < 30.0
     assert [returncode for _, _, returncode in deaths] == [-signal.SIGKILL]
-    waiting.join(5.0)
-    assert not waiting.is_alive()
+    waiting.join(PATIENCE_S)
+    assert not waiting.is_alive() and time.monotonic() - began_s < 50.0
 
 
 def test_without_a_folder_children_write_where_their_supervisor_does(capfd: pytest.CaptureFixture[str]) -> None:
@@ -386,4 +397,4 @@ def test_children_end_with_a_supervisor_that_is_killed(tmp_path: Path, monkeypat
     family = [process.pid for process in psutil.Process(supervisor.pid).children(recursive=True)]
     supervisor.kill()
     supervisor.wait()
-    wait_until(lambda: not any(runs(pid) for pid in family), timeout_s=5.0)
+    wait_until(lambda: not any(runs(pid) for pid in family))

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, inspect, text
 from orchestrator.state.database import open_database
 from orchestrator.state.migration import FOLDER, MigrationError, current, head, upgrade
 from orchestrator.state.tables import metadata
+from tests.waiting import PATIENCE_S
 
 
 def definitions(engine: Engine) -> Mapping[str, str]:
@@ -65,7 +66,7 @@ def test_upgrades_at_the_same_time_wait_for_each_other(empty_url: str) -> None:
             other = pool.submit(upgrade, second)
             with pytest.raises(TimeoutError):
                 other.result(timeout=0.7)
-        assert other.result(timeout=30) == head() == current(first)
+        assert other.result(timeout=PATIENCE_S) == head() == current(first)
     first.dispose()
     second.dispose()
 

@@ -17,6 +17,7 @@ from orchestrator.state.queries.batches import PAGE_ROWS
 from orchestrator.state.tables import batches, jobs, workers
 from orchestrator.state.transitions import BatchStatus, JobState, Stage
 from tests.integration.seeding import NUMERICS, RECIPE, REVISION, Seeder, job_row
+from tests.waiting import PATIENCE_S, wait_until
 
 SAMPLE = Group(Stage.SAMPLE, RECIPE, "256x256", REVISION)
 
@@ -364,7 +365,7 @@ class TestRelease:
         (job,) = seed.claim(group)
         with seed.engine.begin() as connection:
             connection.execute(update(jobs).values(stage_at=now() - 100))
-        assert seed.do(queries.dead_workers, lease_s=15, stage_deadline_s=101) == []
+        assert seed.do(queries.dead_workers, lease_s=15, stage_deadline_s=200) == []
         assert seed.do(queries.dead_workers, lease_s=15, stage_deadline_s=99) == ["w"]
         assert seed.do(queries.carry, Stage.ENCODE, [advanced(job)])
         assert seed.do(queries.dead_workers, lease_s=15, stage_deadline_s=99) == []  # the next stage began
@@ -386,19 +387,16 @@ class TestRelease:
                 taken = pool.submit(seed.do, queries.take_back, "w", crashes_allowed=2)
                 wait_until_blocked(seed.engine)
                 worker.commit()
-                assert taken.result(timeout=10) == [group]
+                assert taken.result(timeout=PATIENCE_S) == [group]
         assert (seed.history(first.id), seed.history(second.id)) == ([], [(0, "crash")])
         assert seed.row(first.id)["stage"] == "sample"
 
 
 def wait_until_blocked(engine: Engine) -> None:
     """Return once some statement waits for a lock."""
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     with reading(engine).connect() as connection:
-        for _ in range(500):
-            if connection.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one():
-                return
-            time.sleep(0.01)
-    raise AssertionError("nothing waits")
+        wait_until(lambda: connection.execute(waiting).scalar_one(), "a statement waits for a lock")
 
 
 class TestViews:
@@ -616,7 +614,7 @@ def test_the_clock_is_the_databases_and_goes_on_in_a_transaction(engine: Engine)
         first = connection.execute(select(now())).scalar_one()
         time.sleep(0.02)
         second = connection.execute(select(now())).scalar_one()
-    assert 0.01 < second - first < 5 and abs(first - time.time()) < 60
+    assert 0.01 < second - first < 60 and abs(first - time.time()) < 60
 
 
 def test_other_databases_are_refused() -> None:

@@ -20,7 +20,8 @@ from orchestrator.state.queries import Report
 from orchestrator.state.tables import batches, metadata, schedule_runs
 from orchestrator.state.transitions import BatchStatus, Event, Missed, Overlap, RunState
 from orchestrator.storage import Unavailable
-from tests.integration.night import Night, wait_until
+from tests.integration.night import Night
+from tests.waiting import wait_until
 
 S = RunState
 DAY_S = 86_400.0

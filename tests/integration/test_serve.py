@@ -21,6 +21,7 @@ from orchestrator.local_stack import ensure_stack, stop_stack
 from orchestrator.settings import Settings
 from orchestrator.state import migration
 from orchestrator.state.database import open_database
+from tests.waiting import PATIENCE_S, wait_until
 
 SERVE = """
 import sys
@@ -44,14 +45,14 @@ def url(settings: Settings) -> Iterator[str]:
     process = subprocess.Popen([sys.executable, "-c", SERVE, settings.model_dump_json()], stdout=subprocess.PIPE)
     yield process.stdout.readline().decode().strip()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode in {0, -signal.SIGTERM}
 
 
 def get(url: str, key: str = "") -> tuple[int, str]:
     request = urllib.request.Request(url, headers={"authorization": f"Bearer {key}"} if key else {})
     try:
-        with urllib.request.urlopen(request, timeout=20) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -70,6 +71,7 @@ def test_readiness_follows_the_database_and_the_broker(url: str, settings: Setti
     migration.upgrade(engine)
     key = create_key(engine, "prometheus", Scope.READ).secret
     engine.dispose()
+    wait_until(lambda: get(f"{url}/readyz")[0] == 200, "it is ready")
     assert json.loads(get(f"{url}/readyz")[1]) == {"ready": True, "database": "ok", "broker": "ok"}
 
     assert get(f"{url}/metrics")[0] == 401

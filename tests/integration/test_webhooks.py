@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from sqlalchemy import Engine, select, update
 
 from orchestrator import control, schedules, webhooks
+from orchestrator import deliverer as deliverer_room
 from orchestrator.cli.local import Local
 from orchestrator.deliverer import Deliverer, back_off_s
 from orchestrator.settings import Settings
@@ -31,6 +31,7 @@ from orchestrator.webhooks import NoWebhook, WebhookError
 from tests.integration.night import Night
 from tests.integration.seeding import Seeder, job_row
 from tests.outside import HOST, Outside, lead_outside, listen, say
+from tests.waiting import PATIENCE_S, wait_until
 
 DOCS = Path(__file__).parents[2] / "docs" / "webhooks.md"
 S = DeliveryState
@@ -67,7 +68,7 @@ class Office:
         deliverer = deliverer or self.deliverer
         deliverer._next_s = 0.0
         deliverer.tick()
-        deliverer.wait(20)
+        deliverer.wait(PATIENCE_S)
 
     def all(self) -> list[Delivery]:
         """Every delivery, the oldest first."""
@@ -119,24 +120,27 @@ class TestDelivery:
         assert not verify(secret, {**message.headers, "webhook-timestamp": "1"}, message.body)
         (delivery,) = office.all()
         assert (delivery.state, delivery.status, delivery.attempts, delivery.error) == (S.DELIVERED, 204, 1, None)
-        assert delivery.latency_s is not None and 0 < delivery.latency_s < 10
+        assert delivery.latency_s is not None and 0 < delivery.latency_s < 60
 
     def test_the_example_of_the_standard_gives_its_signature(self) -> None:
         secret, body = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", '{"test": 2432232314}'
         signature = webhooks.sign(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
         assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
-    def test_what_is_not_taken_is_sent_again_later_under_the_same_id(self, seed: Seeder, office: Office) -> None:
+    def test_what_is_not_taken_is_sent_again_later_under_the_same_id(
+        self, seed: Seeder, office: Office, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         office.listen(Event.BATCH_PAUSED)
         seed.batch(jobs=1)
         control.pause(seed.engine, "b")
         office.shop.statuses += [500, 429]
+        monkeypatch.setattr(deliverer_room, "back_off_s", lambda tries: 100 * back_off_s(tries))
         office.deliver()
         office.deliver()
         assert len(office.shop.received) == 1  # not before its time
         (delivery,) = office.all()
         assert (delivery.state, delivery.status, delivery.error) == (S.PENDING, 500, "status 500")
-        assert delivery.next_at > delivery.created_at + 3
+        assert delivery.next_at > delivery.created_at + 300
         for _ in range(2):
             office.come_due()
             office.deliver()
@@ -197,7 +201,7 @@ class TestDelivery:
 
         def answer(handler: Any) -> None:
             arrived.set()
-            go_on.wait(20)
+            go_on.wait(PATIENCE_S)
             say(handler, 200)
 
         office.shop.answer = answer
@@ -205,7 +209,7 @@ class TestDelivery:
         command = [sys.executable, "-m", "tests.integration.deliverer_process", url]
         with subprocess.Popen(command, cwd=DOCS.parents[1]) as process:
             try:
-                assert arrived.wait(30), "nothing was sent"
+                assert arrived.wait(PATIENCE_S), "nothing was sent"
             finally:
                 process.send_signal(signal.SIGKILL)
         go_on.set()
@@ -235,7 +239,11 @@ class TestDelivery:
         ids = [each.headers["webhook-id"] for each in office.shop.received]
         assert len(ids) == len(set(ids)) == 30
 
-    def test_a_slow_receiver_holds_up_no_other(self, seed: Seeder, office: Office) -> None:
+    def test_a_slow_receiver_holds_up_no_other(
+        self, seed: Seeder, office: Office, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(deliverer_room, "TIMEOUT_S", PATIENCE_S)
+        monkeypatch.setattr(outward, "READ_TIMEOUT_S", PATIENCE_S)
         office.listen(Event.BATCH_PAUSED, path="/slow")
         office.listen(Event.BATCH_PAUSED, path="/quick")
         seed.batch(jobs=1)
@@ -243,19 +251,19 @@ class TestDelivery:
 
         def answer(handler: Any) -> None:
             if handler.path == "/slow":
-                go_on.wait(10)
+                go_on.wait(PATIENCE_S)
             say(handler, 200)
 
         office.shop.answer = answer
         sending = threading.Thread(target=office.deliver)
         control.pause(seed.engine, "b")
         sending.start()
-        until_s = time.monotonic() + 10
-        while [each.state for each in office.all()].count(S.DELIVERED) < 1 and time.monotonic() < until_s:
-            time.sleep(0.02)
-        states = {each.webhook_id: each.state for each in office.all()}
-        go_on.set()
-        sending.join()
+        try:
+            wait_until(lambda: S.DELIVERED in [each.state for each in office.all()], "the quick one is told", 60)
+            states = {each.webhook_id: each.state for each in office.all()}
+        finally:
+            go_on.set()
+            sending.join()
         assert sorted(states.values()) == [S.DELIVERED, S.PENDING]
         assert {each.state for each in office.all()} == {S.DELIVERED}
 
@@ -309,7 +317,7 @@ class TestGuard:
         webhooks.test(engine, made.webhook.id)
         deliverer = Deliverer(engine, SETTINGS)
         deliverer.tick()
-        deliverer.wait(20)
+        deliverer.wait(PATIENCE_S)
         with reading(engine).connect() as connection:
             (delivery,) = queries.list_deliveries(connection, limit=9)
         assert delivery.state == S.PENDING and str(delivery.error).startswith("address_not_public")

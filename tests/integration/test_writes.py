@@ -21,8 +21,8 @@ from orchestrator.state.tables import jobs
 from orchestrator.storage import open_object, open_store
 from tests.integration.seeding import Seeder
 from tests.integration.shop import CountingEditor, Shop, photo
+from tests.waiting import PATIENCE_S
 
-PATIENCE_S = 60
 LARGE_BYTES = 48 << 20
 WRITER = """
 import json, sys

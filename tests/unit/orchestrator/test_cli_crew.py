@@ -26,6 +26,7 @@ from orchestrator.state.database import open_database
 from orchestrator.state.queries import Batch, BatchCounts, Worker
 from orchestrator.state.tables import metadata
 from orchestrator.state.transitions import BatchStatus, Stage
+from tests.waiting import PATIENCE_S, wait_until
 
 WANTED = Wanted("a" * 40, "float32/v1")
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
@@ -139,11 +140,8 @@ def test_a_worker_that_cannot_start_ends_the_run_with_its_last_words(
     log.write_text("of an earlier run\n")
     crew = Crew(settings, engine, WANTED, print)
     try:
-        deadline_s = time.monotonic() + 20
         with pytest.raises(RunError, match="vae/ lacks a key") as caught:
-            while time.monotonic() < deadline_s:
-                crew.tick()
-                time.sleep(0.02)
+            wait_until(crew.tick, "it gives up")
         assert str(log) in str(caught.value) and "of an earlier run" not in str(caught.value)
         assert log.read_text().count("vae/ lacks a key") == 1, "status 2 means that trying again is of no use"
     finally:
@@ -161,17 +159,17 @@ def test_a_dead_worker_is_marked_in_sql_at_once(settings: Settings, engine: Engi
 
 
 def test_second_stop_kills_at_once(settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    deaf = f"import signal, time; {ignore}; print('up', flush=True); time.sleep(600)"
     monkeypatch.setattr(crew_module, "worker_command", lambda stages: (sys.executable, "-c", deaf))
-    crew = Crew(settings, engine, WANTED, print)
+    crew = Crew(settings.model_copy(update={"stop_s": 300.0}), engine, WANTED, print)
     crew.tick()
     log = settings.home / "logs/worker.log"
-    while not log.exists() or "up" not in log.read_text():
-        time.sleep(0.02)
+    wait_until(lambda: log.exists() and "up" in log.read_text(), "the worker is deaf")
     crew._stopping = True  # as the first call left it, interrupted
     began_s = time.monotonic()
     crew.stop()
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 60
 
 
 def test_one_up_per_home_and_the_mark_dies_with_its_process(settings: Settings) -> None:
@@ -202,7 +200,7 @@ def test_signals_interrupt_as_ctrl_c_does(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), interruptible():
         os.kill(os.getpid(), number)
-        time.sleep(5)
+        time.sleep(PATIENCE_S)
     assert signal.getsignal(number) == before
 
 

@@ -87,10 +87,10 @@ def test_of_what_was_missed_the_latest_is_told_and_the_rest_counted() -> None:
 
 def test_a_year_of_minutes_is_counted_in_no_time() -> None:
     now_s = seconds("2026-11-25T12:00", "UTC")
-    began_s = time.monotonic()
+    began_s = time.thread_time()
     due = due_fires("* * * * *", "UTC", now_s - 365 * DAY_S, now_s + 30)
     assert due.latest_at == now_s and due.earlier >= 10_000
-    assert time.monotonic() - began_s < 5
+    assert time.thread_time() - began_s < 5
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from celery.app.defaults import SETTING_KEYS
 
 from orchestrator.state.messages import TASK, Bell, bells_needed, broker_options, queue_names, ring
 from orchestrator.state.transitions import Stage
+from tests.waiting import PATIENCE_S
 
 BELL = Bell(Stage.SAMPLE, "0123456789abcdef", "recipe", "256x256")
 
@@ -62,7 +63,7 @@ def test_bells_ring_in_their_queues_in_order() -> None:
     ring(app, bells)
     with app.connection_or_acquire() as connection:
         queue = connection.SimpleQueue(bells[0].queue)
-        heard = [queue.get(timeout=1) for _ in range(2)]
+        heard = [queue.get(timeout=PATIENCE_S) for _ in range(2)]
         assert [message.payload[1] for message in heard] == [bells[0].kwargs(), bells[2].kwargs()]
         assert heard[0].headers["task"] == TASK and heard[0].content_type == "application/json"
         queue.close()

@@ -1,19 +1,10 @@
 """The watch over connections, without a server: what falls silent, and what ends meanwhile by itself."""
 
-import time
-from collections.abc import Callable
-
 import pytest
 from sqlalchemy import create_engine
 
 from orchestrator.state import patience
-
-
-def _await(holds: Callable[[], bool]) -> bool:
-    until_s = time.monotonic() + 5
-    while not holds() and time.monotonic() < until_s:
-        time.sleep(0.01)
-    return holds()
+from tests.waiting import wait_until
 
 
 def test_a_silent_connection_that_ends_by_itself_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +20,7 @@ def test_a_silent_connection_that_ends_by_itself_does_not_end_the_watch(monkeypa
     monkeypatch.setattr(patience, "_hang_up", hang_up)
     for connection in ("first", "second"):
         watch._begin(connection)
-    assert _await(lambda: "first" in ended)
+    wait_until(lambda: "first" in ended, "the silent one is hung up")
     watch._begin("third")
-    assert _await(lambda: "third" in ended), "it is still watched"
+    wait_until(lambda: "third" in ended, "it is still watched")
     engine.dispose()

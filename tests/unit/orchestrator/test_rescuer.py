@@ -96,6 +96,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     broker = Broker()
     monkeypatch.setattr("redis.Redis.from_url", lambda *_, **__: broker)
     monkeypatch.setattr(rescuer, "INTERVAL_S", 0.0)
+    monkeypatch.setattr(rescuer, "PATIENCE_S", 1000.0)
     return broker
 
 
@@ -106,7 +107,7 @@ def rung() -> list[Bell]:
 
 @pytest.fixture
 def rescue(engine: Engine, broker: Broker, rung: list[Bell]) -> Rescuer:
-    settings = Settings(broker_url="redis://nowhere/0", unit_size=8, lease_s=15)
+    settings = Settings(broker_url="redis://nowhere/0", unit_size=8, lease_s=1000)
     return Rescuer(engine, settings, rung.extend)
 
 
@@ -134,7 +135,7 @@ class TestTicks:
 
     def test_lost_bells_ring_again(self, seed: Seeder, rescue: Rescuer, rung: list[Bell], broker: Broker) -> None:
         seed.queued(20)
-        wait(seed, 10)
+        wait(seed, 2000)
         broker.lengths[ENCODE_QUEUE] = 1
         rescue.tick()
         assert rung == [bell(ENCODE)] * 2
@@ -143,7 +144,7 @@ class TestTicks:
         self, seed: Seeder, rescue: Rescuer, rung: list[Bell]
     ) -> None:
         # Each is a suspect now and claimed alone.
-        register(seed, "dead", silent_s=60)
+        register(seed, "dead", silent_s=6000)
         register(seed, "alive", silent_s=5)
         group = seed.queued(5)
         seed.claim(group, 3, "dead")
@@ -170,7 +171,7 @@ class TestTicks:
     def test_a_job_that_kills_its_workers_is_set_aside(self, seed: Seeder, rescue: Rescuer, rung: list[Bell]) -> None:
         group = seed.queued(1)
         for life in range(3):
-            register(seed, f"w{life}", silent_s=60)
+            register(seed, f"w{life}", silent_s=6000)
             assert len(seed.claim(group, 8, f"w{life}")) == 1
             rescue.tick()
         (row,) = seed.rows()
@@ -185,7 +186,7 @@ class TestTicks:
         monkeypatch.setattr(rescuer.time, "monotonic", lambda: clock[0])
         rescue.tick()
         seed.queued(1)
-        wait(seed, 10)
+        wait(seed, 2000)
         clock[0] += 0.9
         rescue.tick()
         assert rung == []
@@ -195,7 +196,7 @@ class TestTicks:
 
     def test_paused_work_is_not_called(self, seed: Seeder, rescue: Rescuer, rung: list[Bell]) -> None:
         seed.queued(3)
-        wait(seed, 10)
+        wait(seed, 2000)
         seed.do(queries.move_batch, "b", BatchStatus.PAUSED)
         rescue.tick()
         assert rung == []

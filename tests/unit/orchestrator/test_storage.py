@@ -140,6 +140,7 @@ def test_a_file_is_known_again_only_when_it_has_settled(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two writes within one tick of a file system's clock leave the same times: nothing would tell them apart."""
+    monkeypatch.setattr("orchestrator.storage.folder.SETTLED_S", 3600.0)
     store.put("a", b"one")
     fresh = store.read_unless("a", 10, None)
     assert fresh is not None and fresh.validator is None

@@ -19,6 +19,7 @@ from orchestrator.settings import Settings
 from orchestrator.storage import Content, outward
 from orchestrator.storage.outward import is_allowed, is_public
 from tests.outside import HOST, Answer, Outside, lead_outside, listen
+from tests.waiting import PATIENCE_S
 from workers import download as downloads
 from workers.download import download
 from workers.source import SourceError, fetch
@@ -113,19 +114,22 @@ def test_too_many_bytes_are_refused_whatever_the_header_says(server: Outside) ->
     assert refuse(server.url("/endless")).code == "image_too_large"
 
 
-def test_a_length_beyond_the_limit_is_refused_before_a_byte_is_read(server: Outside) -> None:
+def test_a_length_beyond_the_limit_is_refused_before_a_byte_is_read(
+    server: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waits = threading.Event()
 
     def promise(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.send_header("Content-Length", "100001")
         handler.end_headers()
-        waits.wait(5)
+        waits.wait(PATIENCE_S)
 
+    monkeypatch.setattr(outward, "READ_TIMEOUT_S", PATIENCE_S)
     server.answers["/promise"] = promise
     start_s = time.monotonic()
     assert refuse(server.url("/promise")).code == "image_too_large"
-    assert time.monotonic() - start_s < 2
+    assert time.monotonic() - start_s < PATIENCE_S / 2
     waits.set()
 
 
@@ -220,17 +224,20 @@ def test_a_dripping_answer_ends_at_the_deadline(server: Outside, monkeypatch: py
         "nothing": b"",
     }[part]
 
+    over = threading.Event()
+
     def drip(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(start)
-        for _ in range(100):
+        until_s = time.monotonic() + PATIENCE_S
+        while not over.wait(0.05) and time.monotonic() < until_s:
             handler.wfile.write(b"0" if start else b"")
-            time.sleep(0.05)
 
     server.answers["/drip"] = drip
     monkeypatch.setattr(downloads, "TOTAL_TIMEOUT_S", 0.3)
     start_s = time.monotonic()
     error = refuse(server.url("/drip"))
-    assert time.monotonic() - start_s < 2
+    over.set()
+    assert time.monotonic() - start_s < PATIENCE_S / 2
     assert (error.code, error.error_class) == ("source_unavailable", "transient")
     assert "not finished within" in str(error)
 

