@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -273,6 +274,7 @@ def test_a_second_sigterm_kills_the_children_and_loses_nothing(post: Post) -> No
         supervisor.terminate()
         assert await_(lambda: supervisor.poll() is not None) < 40.0
         assert supervisor.returncode == 0 and not psutil.pid_exists(pid)
+        assert post.ended(f"{socket.gethostname()}-{supervisor.pid}-first-0"), "its death is told, not found out"
         (post.folder / "hang-sample").unlink()
         post.worker("next")
         await_(lambda: post.succeeded() == 2)
