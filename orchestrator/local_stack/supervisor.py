@@ -59,6 +59,8 @@ class Supervisor:
             threading.Thread(target=self._keep, args=(role, tuple(command)), name=f"supervisor-{role}", daemon=True)
             for role, command in commands.items()
         ]
+        # A join that a signal interrupts takes its thread for ended (Python 3.11): who ended is noted here instead.
+        self._ended = {keeper.name: threading.Event() for keeper in self._keepers}
 
     def start(self) -> None:
         """Start every child; returns at once."""
@@ -96,6 +98,12 @@ class Supervisor:
         self.stop()
 
     def _keep(self, role: str, command: tuple[str, ...]) -> None:
+        try:
+            self._run_again_and_again(role, command)
+        finally:
+            self._ended[threading.current_thread().name].set()
+
+    def _run_again_and_again(self, role: str, command: tuple[str, ...]) -> None:
         delay_s, start = FIRST_DELAY_S, 0
         while not self._stopping.is_set():
             worker_id = f"{socket.gethostname()}-{os.getpid()}-{role}-{start}"
@@ -164,8 +172,8 @@ class Supervisor:
     def _join(self, timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
         for keeper in self._keepers:
-            if keeper.is_alive():
-                keeper.join(max(0.0, deadline_s - time.monotonic()))
+            if keeper.ident is not None:
+                self._ended[keeper.name].wait(max(0.0, deadline_s - time.monotonic()))
 
     def _open_log(self, role: str) -> AbstractContextManager[IO[bytes] | None]:
         return contextlib.nullcontext() if self._log_folder is None else open_log(self._log_folder / f"{role}.log")
