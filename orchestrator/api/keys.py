@@ -13,10 +13,10 @@ from orchestrator.api.batches import Limit
 from orchestrator.api.cursors import After, read_cursor, write_cursor
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open
-from orchestrator.api.shapes import Page, whole
+from orchestrator.api.shapes import Page
 from orchestrator.state import queries
 from orchestrator.state.database import reading
-from orchestrator.state.queries import ApiKey
+from orchestrator.telling import key_values
 
 router = open_router(prefix="/v1", tags=["keys"])
 LISTED = 1000
@@ -80,7 +80,7 @@ def list_keys(_: Admin, opened: Open) -> Page[KeyShape]:
     """The newest keys, revoked ones included."""
     with reading(opened.engine).connect() as connection:
         keys = queries.list_keys(connection, limit=LISTED)
-    return Page(data=[KeyShape(**_values(key)) for key in keys], has_more=False)
+    return Page(data=[KeyShape(**key_values(key)) for key in keys], has_more=False)
 
 
 @router.post("/keys", response_model=NewKeyShape, status_code=201)
@@ -90,7 +90,7 @@ def add_key(caller: Admin, opened: Open, asked: NewKeyRequest) -> NewKeyShape:
         made = create_key(opened.engine, asked.name, asked.scope, note=audit.line(caller, "key.create"))
     except ValueError as error:
         raise Problem(422, "bad_name", str(error)) from None
-    return NewKeyShape(**_values(made.key), secret=made.secret)
+    return NewKeyShape(**key_values(made.key), secret=made.secret)
 
 
 @router.delete("/keys/{key_id}", status_code=204, response_class=Response)
@@ -130,8 +130,3 @@ def list_audit(
         has_more=more,
         next=write_cursor(page[-1].id) if more else None,
     )
-
-
-def _values(key: ApiKey) -> dict[str, Any]:
-    times = {name: whole(getattr(key, name)) for name in ("created_at", "last_used_at", "revoked_at")}
-    return {**vars(key), **times}

@@ -16,15 +16,15 @@ from orchestrator.api.batches import Limit
 from orchestrator.api.cursors import After, read_cursor, write_cursor
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open, Resources
-from orchestrator.api.shapes import Page, whole
+from orchestrator.api.shapes import Page
 from orchestrator.fire_times import fire_times
 from orchestrator.recipes import PER_BATCH
-from orchestrator.redaction import redact_cell
 from orchestrator.schedules import Plan
 from orchestrator.state import queries
 from orchestrator.state.database import reading
-from orchestrator.state.queries import Run, Schedule
+from orchestrator.state.queries import Schedule
 from orchestrator.state.transitions import BatchStatus, Missed, Overlap, RunState
+from orchestrator.telling import run_values, schedule_values
 
 NEXT_TOLD = 5
 router = open_router(prefix="/v1/schedules", tags=["schedules"])
@@ -138,7 +138,7 @@ def list_schedules(_: Reader, opened: Open) -> Page[ScheduleShape]:
     """All schedules by name, each with its last run."""
     with reading(opened.engine).connect() as connection:
         found = queries.list_schedules(connection)
-    return Page(data=[ScheduleShape(**_values(schedule, last)) for schedule, last in found], has_more=False)
+    return Page(data=[ScheduleShape(**schedule_values(schedule, last)) for schedule, last in found], has_more=False)
 
 
 @router.post("", response_model=ScheduleDetail, status_code=201)
@@ -180,7 +180,7 @@ def remove_schedule(caller: Admin, opened: Open, name: Name) -> Response:
 @router.post("/{name}/fire", response_model=RunShape, status_code=202)
 def fire_schedule(caller: Submitter, opened: Open, name: Name) -> RunShape:
     """Run a schedule now, also a paused one; its overlap policy holds. A dispatcher begins it in a moment."""
-    return run_shape(schedules.fire(opened.engine, name, note=audit.line(caller, "schedule.fire")))
+    return RunShape(**run_values(schedules.fire(opened.engine, name, note=audit.line(caller, "schedule.fire"))))
 
 
 @router.get("/{name}/runs", response_model=Page[RunShape])
@@ -200,18 +200,10 @@ def list_runs(
         found = queries.list_runs(connection, name, limit=limit + 1, before=key and (key[0], key[1]))
     page, more = found[:limit], len(found) > limit
     return Page(
-        data=[run_shape(run) for run in page],
+        data=[RunShape(**run_values(run)) for run in page],
         has_more=more,
         next=write_cursor(page[-1].fire_at, page[-1].id) if more else None,
     )
-
-
-def run_shape(run: Run) -> RunShape:
-    """How a run is told."""
-    times = {name: whole(getattr(run, name)) for name in ("created_at", "started_at", "ended_at")}
-    report = None if run.report is None else vars(run.report)
-    told = {name: getattr(run, name) for name in RunShape.model_fields if hasattr(run, name)}
-    return RunShape(**{**told, **times, "report": report})
 
 
 def _read_options(opened: Resources, options: Options) -> dict[str, Any]:
@@ -229,16 +221,4 @@ def _detail(opened: Resources, schedule: Schedule) -> ScheduleDetail:
         runs = queries.list_runs(connection, schedule.name, limit=1)
     times = [] if schedule.paused else fire_times(schedule.cron, schedule.time_zone, now_s)
     upcoming = [int(at_s) for at_s in islice(times, NEXT_TOLD)]
-    return ScheduleDetail(**_values(schedule, runs[0] if runs else None), next_fires=upcoming)
-
-
-def _values(schedule: Schedule, last: Run | None) -> dict[str, Any]:
-    told = {name: value for name, value in vars(schedule).items() if name != "asked"}
-    return {
-        **told,
-        "catalogue": redact_cell(schedule.catalogue),
-        "options": dict(schedule.asked),
-        "next_fire_at": whole(schedule.next_fire_at),
-        "created_at": whole(schedule.created_at),
-        "last_run": None if last is None else run_shape(last),
-    }
+    return ScheduleDetail(**schedule_values(schedule, runs[0] if runs else None), next_fires=upcoming)

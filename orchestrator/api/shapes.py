@@ -11,9 +11,9 @@ from pydantic import BaseModel, Field
 from sqlalchemy import RowMapping
 
 from orchestrator import manifest
-from orchestrator.redaction import redact_cell
 from orchestrator.state.queries import Batch, BatchCounts, FailureGroup, JobHistory
 from orchestrator.state.transitions import BatchStatus, Decision, JobState, Stage
+from orchestrator.telling import batch_values, whole
 
 T = TypeVar("T")
 ID = Field(examples=["20261125-1f2e3d4c"])
@@ -153,42 +153,13 @@ def batch_shape(
     stage_seconds: Mapping[str, float] | None = None,
 ) -> BatchShape:
     """How a batch is told."""
-    ended = {
-        BatchStatus.COMPLETED: "completed_at",
-        BatchStatus.CANCELLED: "cancelled_at",
-        BatchStatus.FAILED: "failed_at",
-    }
-    times = {ended[batch.status]: whole(batch.ended_at)} if batch.status in ended else {}
     left = counts.total - counts.ended
     return BatchShape(
-        id=batch.id,
-        status=batch.status,
-        reason=batch.reason,
-        request_counts=counts_shape(counts),
-        created_at=whole(batch.created_at) or 0,
-        in_progress_at=whole(batch.started_at),
-        expires_at=whole(batch.deadline_at),
-        priority=batch.priority,
-        catalogue=redact_cell(batch.catalogue),
-        options=dict(batch.options),
-        metadata=dict(batch.metadata),
-        checkpoint=batch.checkpoint,
-        checkpoint_revision=batch.revision,
-        numerics=batch.numerics,
-        results=batch.results_uri,
-        manifest=batch.manifest_uri,
+        **batch_values(batch, counts, failures, stage_seconds),
         manifest_url=f"/v1/batches/{batch.id}/manifest.jsonl",
-        errors=None if failures is None else [_failure_shape(group) for group in failures],
         rate_per_s=rate_per_s,
         eta_s=round(left / rate_per_s, 1) if rate_per_s and left else None,
-        stage_seconds=None if stage_seconds is None else {s: round(value, 3) for s, value in stage_seconds.items()},
-        **times,
     )
-
-
-def counts_shape(counts: BatchCounts) -> Counts:
-    """Counts as they are told."""
-    return Counts(**vars(counts), completed=counts.succeeded)
 
 
 def batch_etag(batch: Batch, counts: BatchCounts) -> str:
@@ -237,11 +208,6 @@ def job_detail(
     )
 
 
-def whole(seconds: float | None) -> int | None:
-    """A time in whole seconds."""
-    return None if seconds is None else int(seconds)
-
-
 def _job_values(job: RowMapping, revision: str) -> dict[str, Any]:
     told = manifest.describe(job, revision)
     return {
@@ -252,7 +218,3 @@ def _job_values(job: RowMapping, revision: str) -> dict[str, Any]:
         "ended_at": whole(job["ended_at"]),
         "result_url": f"/v1/jobs/{job['id']}/result" if job["result"] else None,
     }
-
-
-def _failure_shape(group: FailureGroup) -> FailureShape:
-    return FailureShape(code=group.code, count=group.count, message=group.message)

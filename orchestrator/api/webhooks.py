@@ -3,7 +3,7 @@
 Owns the routes. Secrets, events and URLs are `orchestrator.webhooks`'; a dispatcher sends.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import Path, Query, Response
 from pydantic import BaseModel, Field
@@ -15,12 +15,11 @@ from orchestrator.api.batches import Limit
 from orchestrator.api.cursors import After, read_cursor, write_cursor
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open, Resources
-from orchestrator.api.shapes import Page, whole
-from orchestrator.redaction import redact_cell
+from orchestrator.api.shapes import Page
 from orchestrator.state import queries
 from orchestrator.state.database import reading
-from orchestrator.state.queries import Delivery, Webhook
 from orchestrator.state.transitions import DeliveryState, Event
+from orchestrator.telling import delivery_values, webhook_values
 from orchestrator.webhooks import NoWebhook
 
 router = open_router(prefix="/v1/webhooks", tags=["webhooks"])
@@ -95,7 +94,7 @@ def list_webhooks(_: Admin, opened: Open) -> Page[WebhookShape]:
     """All webhooks, the oldest first."""
     with reading(opened.engine).connect() as connection:
         found = queries.list_webhooks(connection)
-    return Page(data=[WebhookShape(**_values(webhook)) for webhook in found], has_more=False)
+    return Page(data=[WebhookShape(**webhook_values(webhook)) for webhook in found], has_more=False)
 
 
 @router.post("", response_model=WebhookSecret, status_code=201)
@@ -104,13 +103,13 @@ def add_webhook(caller: Admin, opened: Open, asked: NewWebhook, response: Respon
     noted = audit.line(caller, "webhook.create")
     made = webhooks.add(opened.engine, asked.url, asked.events, opened.settings, note=noted)
     response.headers["location"] = f"/v1/webhooks/{made.webhook.id}"
-    return WebhookSecret(**_values(made.webhook), secret=made.secret)
+    return WebhookSecret(**webhook_values(made.webhook), secret=made.secret)
 
 
 @router.get("/{webhook_id}", response_model=WebhookShape)
 def get_webhook(_: Admin, opened: Open, webhook_id: WebhookId) -> WebhookShape:
     """One webhook."""
-    return WebhookShape(**_values(webhooks.find(opened.engine, webhook_id)))
+    return WebhookShape(**webhook_values(webhooks.find(opened.engine, webhook_id)))
 
 
 @router.delete("/{webhook_id}", status_code=204, response_class=Response)
@@ -124,14 +123,14 @@ def remove_webhook(caller: Admin, opened: Open, webhook_id: WebhookId) -> Respon
 def rotate_secret(caller: Admin, opened: Open, webhook_id: WebhookId) -> WebhookSecret:
     """Make a new secret, shown this once; the old one signs beside it for a day."""
     made = webhooks.rotate(opened.engine, webhook_id, note=audit.line(caller, "webhook.rotate"))
-    return WebhookSecret(**_values(made.webhook), secret=made.secret)
+    return WebhookSecret(**webhook_values(made.webhook), secret=made.secret)
 
 
 @router.post("/{webhook_id}/test", response_model=DeliveryShape, status_code=202)
 def test_webhook(caller: Admin, opened: Open, webhook_id: WebhookId) -> DeliveryShape:
     """Send a message of type webhook.test; a dispatcher sends it in a moment."""
     delivery = webhooks.test(opened.engine, webhook_id, note=audit.line(caller, "webhook.test"))
-    return DeliveryShape(**_delivery_values(delivery))
+    return DeliveryShape(**delivery_values(delivery))
 
 
 @router.get("/{webhook_id}/deliveries", response_model=Page[DeliveryShape])
@@ -178,7 +177,7 @@ def _page_of_deliveries(
         )
     page, more = found[:limit], len(found) > limit
     return Page(
-        data=[DeliveryShape(**_delivery_values(each)) for each in page],
+        data=[DeliveryShape(**delivery_values(each)) for each in page],
         has_more=more,
         next=write_cursor(page[-1].id) if more else None,
     )
@@ -196,13 +195,13 @@ def replay_delivery(caller: Admin, opened: Open, webhook_id: WebhookId, delivery
     """Send a message once more, under its old id; a dispatcher sends it in a moment."""
     _check_delivery(opened, webhook_id, delivery_id)
     delivery = webhooks.replay(opened.engine, delivery_id, note=audit.line(caller, "webhook.replay"))
-    return DeliveryShape(**_delivery_values(delivery))
+    return DeliveryShape(**delivery_values(delivery))
 
 
 def _detail(opened: Resources, delivery_id: int) -> DeliveryDetail:
     delivery, attempts = webhooks.find_delivery(opened.engine, delivery_id)
     log = [TryShape(**vars(each)) for each in attempts]
-    return DeliveryDetail(**_delivery_values(delivery), body=delivery.body, log=log)
+    return DeliveryDetail(**delivery_values(delivery), body=delivery.body, log=log)
 
 
 def _check_delivery(opened: Resources, webhook_id: str, delivery_id: int) -> None:
@@ -210,15 +209,3 @@ def _check_delivery(opened: Resources, webhook_id: str, delivery_id: int) -> Non
     delivery, _ = webhooks.find_delivery(opened.engine, delivery_id)
     if delivery.webhook_id != webhook_id:
         raise NoWebhook(f"there is no delivery {delivery_id} of webhook {webhook_id}")
-
-
-def _values(webhook: Webhook) -> dict[str, Any]:
-    times = {name: whole(getattr(webhook, name)) for name in ("created_at", "rotated_at")}
-    return {**vars(webhook), **times, "url": redact_cell(webhook.url), "events": list(webhook.events)}
-
-
-def _delivery_values(delivery: Delivery) -> dict[str, Any]:
-    told = {name: getattr(delivery, name) for name in DeliveryShape.model_fields if hasattr(delivery, name)}
-    next_at = whole(delivery.next_at) if delivery.ended_at is None else None
-    times = {"created_at": whole(delivery.created_at), "next_at": next_at, "ended_at": whole(delivery.ended_at)}
-    return {**told, **times}

@@ -5,11 +5,12 @@ servers, where results lie in them.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import typer
 from sqlalchemy import Engine
@@ -20,7 +21,6 @@ from orchestrator.access.keys import create_key
 from orchestrator.access.scopes import Scope
 from orchestrator.batches import BatchError, read_batch
 from orchestrator.cli.failures import CallError
-from orchestrator.cli.local_shapes import as_batch, as_delivery, as_run, as_schedule, key_values, webhook_values
 from orchestrator.cli.locations import open_existing_state, open_stack, open_state
 from orchestrator.cli.request import lies_in_embedded
 from orchestrator.client import shapes
@@ -32,7 +32,16 @@ from orchestrator.state.database import reading
 from orchestrator.state.queries import Schedule
 from orchestrator.state.transitions import DeliveryState, JobState, Stage
 from orchestrator.storage import open_object
+from orchestrator.telling import (
+    batch_values,
+    delivery_values,
+    key_values,
+    run_values,
+    schedule_values,
+    webhook_values,
+)
 
+T = TypeVar("T")
 CALLER = "kontext key"
 LISTED = 1000
 NEXT_TOLD = 5
@@ -61,7 +70,7 @@ class Local:
             found = queries.list_batches(connection, limit=limit)
         for batch in found:
             snapshot = look(self._engine, batch.id)
-            yield as_batch(snapshot.batch, snapshot.counts)
+            yield _batch(snapshot.batch, snapshot.counts)
 
     def batch(self, batch_id: str) -> shapes.Batch:
         """One batch. Raises CallError when there is none of that id."""
@@ -70,7 +79,7 @@ class Local:
         with reading(self._engine).connect() as connection:
             failures = queries.failures_grouped(connection, batch_id=batch_id) if snapshot.counts.failed else []
             seconds = queries.stage_seconds(connection, batch_id)
-        return as_batch(snapshot.batch, snapshot.counts, failures, {s: round(v, 3) for s, v in seconds.items()})
+        return _batch(snapshot.batch, snapshot.counts, failures, seconds)
 
     def jobs(self, batch_id: str, states: Sequence[JobState]) -> Iterator[shapes.Job]:
         """A batch's jobs in the catalogue's order; streams. Raises CallError."""
@@ -139,7 +148,7 @@ class Local:
         """The newest keys."""
         with reading(self._engine).connect() as connection:
             found = queries.list_keys(connection, limit=LISTED)
-        return [shapes.Key(**key_values(key)) for key in found]
+        return [_read(shapes.Key, key_values(key)) for key in found]
 
     def add_key(self, name: str, scope: Scope) -> shapes.NewKey:
         """Make a key. Raises CallError for a bad name."""
@@ -147,7 +156,7 @@ class Local:
             made = create_key(self._engine, name, scope, note=AuditLine(CALLER, "key.create"))
         except ValueError as error:
             raise CallError(str(error)) from None
-        return shapes.NewKey(**key_values(made.key), secret=made.secret)
+        return _read(shapes.NewKey, key_values(made.key) | {"secret": made.secret})
 
     def revoke_key(self, key_id: str) -> bool:
         """End a key. Raises CallError when there is none of that id."""
@@ -163,7 +172,7 @@ class Local:
     def schedules(self) -> list[shapes.Schedule]:
         """All schedules, each with its last run."""
         with reading(self._engine).connect() as connection:
-            return [as_schedule(schedule, last) for schedule, last in queries.list_schedules(connection)]
+            return [_schedule(schedule, last) for schedule, last in queries.list_schedules(connection)]
 
     def schedule(self, name: str) -> shapes.Schedule:
         """One schedule. Raises NoSchedule."""
@@ -172,7 +181,7 @@ class Local:
     def runs(self, name: str, limit: int) -> list[shapes.Run]:
         """The latest runs of a schedule."""
         with reading(self._engine).connect() as connection:
-            return [as_run(run) for run in queries.list_runs(connection, name, limit=limit)]
+            return [_read(shapes.Run, run_values(run)) for run in queries.list_runs(connection, name, limit=limit)]
 
     def add_schedule(self, plan: shapes.Plan) -> shapes.Schedule:
         """Make a schedule. Raises ScheduleError, FireTimeError, CatalogueError."""
@@ -193,22 +202,22 @@ class Local:
 
     def fire_schedule(self, name: str) -> shapes.Run:
         """Ask for a run. Raises NoSchedule."""
-        return as_run(schedules.fire(self._engine, name))
+        return _read(shapes.Run, run_values(schedules.fire(self._engine, name)))
 
     def webhooks(self) -> list[shapes.Webhook]:
         """All webhooks."""
         with reading(self._engine).connect() as connection:
-            return [shapes.Webhook(**webhook_values(each)) for each in queries.list_webhooks(connection)]
+            return [_read(shapes.Webhook, webhook_values(each)) for each in queries.list_webhooks(connection)]
 
     def add_webhook(self, url: str, events: Sequence[str]) -> shapes.WebhookSecret:
         """Store a webhook. Raises WebhookError."""
         made = webhooks.add(self._engine, url, events, self._settings)
-        return shapes.WebhookSecret(**webhook_values(made.webhook), secret=made.secret)
+        return _read(shapes.WebhookSecret, webhook_values(made.webhook) | {"secret": made.secret})
 
     def rotate_webhook(self, webhook_id: str) -> shapes.WebhookSecret:
         """Make a new secret. Raises NoWebhook."""
         made = webhooks.rotate(self._engine, webhook_id)
-        return shapes.WebhookSecret(**webhook_values(made.webhook), secret=made.secret)
+        return _read(shapes.WebhookSecret, webhook_values(made.webhook) | {"secret": made.secret})
 
     def remove_webhook(self, webhook_id: str) -> None:
         """Forget a webhook. Raises NoWebhook."""
@@ -216,7 +225,7 @@ class Local:
 
     def test_webhook(self, webhook_id: str) -> shapes.Delivery:
         """Send a test message. Raises NoWebhook."""
-        return as_delivery(webhooks.test(self._engine, webhook_id))
+        return _read(shapes.Delivery, delivery_values(webhooks.test(self._engine, webhook_id)))
 
     def deliveries(self, webhook_id: str | None, state: DeliveryState | None, limit: int) -> list[shapes.Delivery]:
         """The newest deliveries. Raises NoWebhook."""
@@ -224,16 +233,17 @@ class Local:
             webhooks.find(self._engine, webhook_id)
         with reading(self._engine).connect() as connection:
             found = queries.list_deliveries(connection, webhook_id, state=state, limit=limit)
-        return [as_delivery(each) for each in found]
+        return [_read(shapes.Delivery, delivery_values(each)) for each in found]
 
     def delivery(self, delivery_id: int) -> shapes.Delivery:
         """One delivery, with its tries. Raises NoWebhook."""
         delivery, attempts = webhooks.find_delivery(self._engine, delivery_id)
-        return as_delivery(delivery, [shapes.Try(**vars(each)) for each in attempts], delivery.body)
+        more = {"body": delivery.body, "log": [vars(each) for each in attempts]}
+        return _read(shapes.Delivery, delivery_values(delivery) | more)
 
     def replay(self, delivery_id: int) -> shapes.Delivery:
         """Send a message once more. Raises NoWebhook."""
-        return as_delivery(webhooks.replay(self._engine, delivery_id))
+        return _read(shapes.Delivery, delivery_values(webhooks.replay(self._engine, delivery_id)))
 
     def _find(self, batch_id: str) -> queries.Batch:
         try:
@@ -243,14 +253,14 @@ class Local:
 
     def _tell(self, change: control.Change) -> shapes.Change:
         counts = look(self._engine, change.batch.id).counts
-        return shapes.Change(as_batch(change.batch, counts), change.changed, change.jobs, change.bad_rows)
+        return shapes.Change(_batch(change.batch, counts), change.changed, change.jobs, change.bad_rows)
 
     def _detail(self, schedule: Schedule) -> shapes.Schedule:
         with reading(self._engine).connect() as connection:
             now_s = queries.read_clock(connection)
             runs = queries.list_runs(connection, schedule.name, limit=1)
         times = [] if schedule.paused else fire_times(schedule.cron, schedule.time_zone, now_s)
-        return as_schedule(schedule, runs[0] if runs else None, [int(at) for at in islice(times, NEXT_TOLD)])
+        return _schedule(schedule, runs[0] if runs else None, [int(at) for at in islice(times, NEXT_TOLD)])
 
     def _reaching(self, uri: str) -> Settings:
         """Settings that reach a place, which may lie in the embedded server: it runs until the door is closed."""
@@ -259,3 +269,22 @@ class Local:
                 self._settings = self._opened.enter_context(open_stack(self._settings, partial(typer.echo, err=True)))
                 self._stacked = True
             return self._settings
+
+
+def _batch(
+    batch: queries.Batch,
+    counts: queries.BatchCounts,
+    failures: Sequence[queries.FailureGroup] | None = None,
+    seconds: Mapping[str, float] | None = None,
+) -> shapes.Batch:
+    return _read(shapes.Batch, batch_values(batch, counts, failures, seconds))
+
+
+def _schedule(schedule: Schedule, last: queries.Run | None, upcoming: Sequence[int] = ()) -> shapes.Schedule:
+    return _read(shapes.Schedule, schedule_values(schedule, last) | {"next_fires": upcoming})
+
+
+def _read(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Values in the words of the API as a `kind`, as the client would have read them."""
+    read: T = shapes.adapter(cast(Any, kind)).validate_python(values)
+    return read

@@ -5,7 +5,10 @@ Refuses nothing: fields that a newer server adds are left out.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from orchestrator.access.scopes import Scope
 from orchestrator.state.transitions import (
@@ -353,3 +356,9 @@ class Asked:
     deadline: str | None = None
     max_error_rate: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@cache
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """What reads values, or JSON, into a `kind`."""
+    return TypeAdapter(kind)

@@ -8,14 +8,14 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
+from orchestrator.client import shapes
 from orchestrator.client.errors import ApiError, read_problem
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class Transport:
     def parse(self, kind: Any, answer: httpx2.Response, where: str) -> Any:
         """An answer's body as a `kind`. Raises ApiError."""
         try:
-            return adapter(kind).validate_json(answer.content)
+            return shapes.adapter(kind).validate_json(answer.content)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
@@ -138,12 +138,6 @@ class _Tries:
             return False
         time.sleep(wait_s)
         return True
-
-
-@cache
-def adapter(kind: Any) -> TypeAdapter[Any]:
-    """What reads JSON into a `kind`."""
-    return TypeAdapter(kind)
 
 
 def read_server(server: str) -> str:
