@@ -51,7 +51,7 @@ def test_a_small_batch_is_not_kept_waiting_by_a_large_one(
     add(seed, "alone", 100, results_uri=str(tmp_path / "alone"))
     alone = work_until_ended(fleet, seed, "alone")
     assert alone == 100
-    add(seed, "large", 100_000, results_uri=str(tmp_path / "large"))
+    add(seed, "large", 20_000, results_uri=str(tmp_path / "large"))
     while fleet.served["large"] < 300:
         fleet.control()
         fleet.work()
