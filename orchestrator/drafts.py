@@ -82,12 +82,16 @@ def save(files: Sequence[SentFile], settings: Settings) -> Draft:
         raise DraftError(f"{rows[0].name[:200]} and {rows[1].name[:200]}: send one catalogue at a time")
     if not files:
         raise DraftError("nothing was sent: choose a catalogue, or images")
-    images = {_base(sent.name): _store_image(sent, store, settings) for sent in pictures}
+    images: dict[str, str] = {}
+    for sent in pictures:
+        name, key = _base(sent.name), _store_image(sent, store, settings)
+        if images.setdefault(name, key) != key:
+            raise DraftError(f"two different images are named {name[:200]}; rename one of them")
     if rows and kinds[rows[0]] == ".zip":
         return _save_archive(rows[0], store, settings)
     if rows:
         return _write(store, _base(rows[0].name), rows[0].path, kinds[rows[0]], images)
-    name = _base(pictures[0].name) if len(pictures) == 1 else f"{len(pictures)} images"
+    name = _base(pictures[0].name) if len(images) == 1 else f"{len(images)} images"
     with tempfile.TemporaryDirectory(prefix="kontext-draft-") as folder:
         lines = Path(folder) / "images.jsonl"
         with lines.open("w", encoding="utf-8") as out:

@@ -4,6 +4,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from orchestrator import drafts
 from orchestrator.drafts import DraftError, SentFile
@@ -45,3 +46,12 @@ def test_the_same_files_make_the_same_draft(settings: Settings, tmp_path: Path) 
 def test_a_draft_that_there_is_not_is_an_error(settings: Settings, draft_id: str) -> None:
     with pytest.raises(DraftError, match="drop the files again"):
         drafts.load(draft_id, settings)
+
+
+def test_of_two_images_of_one_name_none_is_lost_unsaid(settings: Settings, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{folder}-front.jpg" for folder in ("dress", "shirt")]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (16, 16), (number * 200, 0, 0)).save(path)
+    with pytest.raises(DraftError, match=r"two different images are named front\.jpg; rename one"):
+        drafts.save([SentFile("front.jpg", path) for path in paths], settings)
+    assert drafts.save([SentFile("front.jpg", paths[0])] * 2, settings).name == "front.jpg"
