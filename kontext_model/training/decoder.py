@@ -13,10 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from kontext_model.training.autoencoder import LATENTS, AutoencoderConfig, make_autoencoder
+from kontext_model.training.discriminator import (
+    Adversary,
+    adversarial_loss,
+    discriminator_loss,
+    make_discriminator,
+)
 from kontext_model.training.run_state import Average, copy_weights, load_state, save_state, step_generator
 from kontext_model.training.schedule import learning_rate
 from kontext_model.wardrobe import draw
@@ -65,13 +71,14 @@ Lesson = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Course:
-    """How a decoder is taught: what each step sees from a step on, and how much it changes."""
+    """How a decoder is taught: what each step sees from a step on, how much it changes, and against whom."""
 
     steps: int
     lessons: Callable[[int], Iterator[Lesson]]
     rate: Callable[[int], float]
     decay: float
     square: float = 2.0
+    adversary: Adversary | None = None
 
 
 def train_decoder(
@@ -118,9 +125,12 @@ def teach(
     vae.train()
     vae.encoder.requires_grad_(False)
     vae.decoder.requires_grad_(True)
-    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=1e-4)
+    adversary = course.adversary
+    judge = make_discriminator(adversary.seed).to(vae.device) if adversary else None
+    taught = nn.ModuleDict({"vae": vae, "judge": judge}) if judge else vae
+    optimizer = _make_optimizer(vae, judge, adversary)
     average = Average(vae, course.decay)
-    start, stop = load_state(folder, vae, average, optimizer), min(until or course.steps, course.steps)
+    start, stop = load_state(folder, taught, average, optimizer), min(until or course.steps, course.steps)
     lessons = course.lessons(start)
     saved_s, began_s, running = time.monotonic(), time.monotonic(), 0.0
     for step in range(start, stop):
@@ -130,10 +140,12 @@ def teach(
         restored = vae.decoder(latents)
         loss = reconstruction_loss(restored, pixels, course.square)
         optimizer.zero_grad(set_to_none=True)
+        if adversary and judge:
+            discriminator_loss(judge, pixels, restored).backward()
+            loss = loss + adversary.weight_at(step) * adversarial_loss(judge, restored)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = course.rate(step)
+        nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = course.rate(step)
         optimizer.step()
         average.update(vae, step)
         decibels = 10 * torch.log10(4 / functional.mse_loss(restored.detach(), pixels)).item()
@@ -145,10 +157,19 @@ def teach(
                 f"  {pace_s:.2f} s/step  {pace_s * (course.steps - step - 1) / 60:.1f} min left"
             )
         if time.monotonic() - saved_s > save_every_s or step + 1 == stop:
-            save_state(folder, step + 1, vae, average, optimizer)
+            save_state(folder, step + 1, taught, average, optimizer)
             saved_s = time.monotonic()
     copy_weights(vae, average.shadow)
     return vae.eval()
+
+
+def _make_optimizer(vae: Any, judge: nn.Module | None, adversary: Adversary | None) -> torch.optim.AdamW:
+    """The decoder's weights first, at the course's rate; a discriminator's beside them, at its own."""
+    groups: list[dict[str, Any]] = [{"params": list(vae.decoder.parameters()), "weight_decay": 1e-4}]
+    if adversary and judge:
+        groups.append({"params": list(judge.parameters()), "lr": adversary.rate, "weight_decay": 0.0})
+    # Against an opponent that changes, long memory misleads.
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.5 if adversary else 0.9, 0.98))
 
 
 def reconstruction_loss(restored: Tensor, pixels: Tensor, square: float = 2.0) -> Tensor:

@@ -8,7 +8,7 @@ learns to decide.
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +21,7 @@ from kontext_model.canvas import Canvas
 from kontext_model.editor import KontextEditor
 from kontext_model.text import CutPromptWarning
 from kontext_model.training.decoder import Course, Lesson, as_pixels, encode_jittered, teach
+from kontext_model.training.discriminator import Adversary
 from kontext_model.training.run_state import step_generator
 from kontext_model.training.schedule import learning_rate
 from kontext_model.training.supply import BLOCK, Drawings, draw_ahead, drawers_watched, encode_drawn
@@ -32,7 +33,10 @@ Answers = dict[Canvas, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class SettleConfig:
-    """`count` pictures are drawn, in whole blocks; every `true_every`-th step sees latents of the encoder instead."""
+    """`count` pictures are drawn, in whole blocks; every `true_every`-th step sees latents of the encoder instead.
+
+    `adversary` is the discriminator that the decoder answers to as well; None for none.
+    """
 
     count: int = 6000
     steps: int = 3000
@@ -40,6 +44,7 @@ class SettleConfig:
     rate: float = 4e-4
     warmup: int = 40
     square: float = 1.0
+    adversary: Adversary | None = field(default_factory=lambda: Adversary(0.08))
     true_every: int = 4
     jitter: float = 0.35
     decay: float = 0.995
@@ -77,7 +82,8 @@ def settle_decoder(
     def rate(step: int) -> float:
         return learning_rate("cosine", config.rate, step, config.steps, config.warmup)
 
-    return teach(vae, Course(config.steps, lessons, rate, config.decay, config.square), folder, report, until=until)
+    course = Course(config.steps, lessons, rate, config.decay, config.square, config.adversary)
+    return teach(vae, course, folder, report, until=until)
 
 
 def draw_answers(editor: KontextEditor, config: SettleConfig, drawers: int = 0) -> Answers:

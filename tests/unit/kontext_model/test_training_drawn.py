@@ -22,6 +22,7 @@ from kontext_model.training import supply
 from kontext_model.training import trainer as trainers
 from kontext_model.training.command import train
 from kontext_model.training.config import ConfigError, DataConfig, Phase, TrainingConfig, ValidationConfig, read_config
+from kontext_model.training.discriminator import Adversary
 from kontext_model.training.latent_cache import LatentCache
 from kontext_model.training.run_state import read_average
 from kontext_model.training.settle import SettleConfig, draw_answers, settle_decoder
@@ -187,7 +188,7 @@ def test_one_command_s_drawers_draw_what_a_phase_wants_fresh(
 
 def test_the_decoder_learns_from_what_the_transformer_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_checkpoint(tmp_path / "tiny", size="tiny")
-    config = SettleConfig(count=1, steps=4, batch=2, true_every=2)
+    config = SettleConfig(count=1, steps=4, batch=2, true_every=2, adversary=Adversary(0.5, alone=1, ramp=1))
     editor = KontextEditor.open(folder)
     small = replace(editor.defaults, area_px=32 * 32, steps=1)
     editor = KontextEditor(replace(editor.checkpoint, defaults=small))
@@ -207,6 +208,9 @@ def test_the_decoder_learns_from_what_the_transformer_draws(tmp_path: Path, monk
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
     changed = {name.split(".")[0] for name, value in whole.items() if not torch.equal(value, before[name])}
     assert changed == {"decoder"}
+    config = replace(config, adversary=None)
+    assert any(not torch.equal(value, whole[name]) for name, value in settle("unopposed").items())
+    config = replace(config, adversary=Adversary(0.5, alone=1, ramp=1))
     monkeypatch.setattr(settling, "draw_answers", lambda *_: pytest.fail("drawn for a decoder that has settled"))
     settled = settle("whole")
     assert all(torch.equal(value, settled[name]) for name, value in whole.items())
