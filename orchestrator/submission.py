@@ -12,13 +12,13 @@ from sqlalchemy import Engine
 
 from kontext_model.lora_file import LoraError, LoraPin
 from orchestrator.access.audit import Note, unnoted
-from orchestrator.batches import BatchError, Request, create_batch, ingest, new_batch_id, request_of
+from orchestrator.batches import BatchError, Request, create_batch, ingest, new_batch_id, request_digest, request_of
 from orchestrator.catalogs import Catalogue, CatalogueError
 from orchestrator.checkpoints import pin_checkpoint
 from orchestrator.recipes import OPTIONS, PER_BATCH, PER_JOB, OptionError, read_option
 from orchestrator.settings import Settings
 from orchestrator.state import queries
-from orchestrator.state.database import reading
+from orchestrator.state.database import reading, tellable
 from orchestrator.state.queries import Batch
 from orchestrator.state.transitions import BatchStatus
 from orchestrator.storage.loras import pin_lora
@@ -123,7 +123,8 @@ def submit(
     """Store a batch with all its rows; it is noted as it is made, and once more with its rows.
 
     `key` is (caller, idempotency key, digest of the request): the same three give the same batch, which goes on being
-    stored where an earlier call was cut off. Raises KeyReused, BatchError, CatalogueError.
+    stored where an earlier call was cut off, or fails where what it was to be made of has changed since. Raises
+    KeyReused, BatchError, CatalogueError.
     """
     batch_id = new_batch_id()
     if key is not None:
@@ -135,11 +136,14 @@ def submit(
         batch_id = kept.batch_id
     with reading(engine).connect() as connection:
         batch = queries.read_batch(connection, batch_id)
+    resumed = batch is not None
     if batch is None:
         batch = create_batch(engine, catalogue, request, batch_id, metadata, note=note)
     else:
         note = unnoted  # by the call that made it
     if batch.status == BatchStatus.INGESTING:
+        if resumed or batch.ingested_line:
+            _refuse_changed(engine, batch, catalogue, request)
         batch = ingest(engine, batch, catalogue, request, note=note)
     return batch
 
@@ -155,6 +159,17 @@ def estimate(engine: Engine, settings: Settings, revision: str, jobs: int) -> Es
     seconds = jobs * each_s
     cost = None if settings.cost_per_hour is None else round(seconds / 3600 * settings.cost_per_hour, 4)
     return Estimate(jobs, round(seconds, 1), round(seconds / max(samplers, 1), 1), cost)
+
+
+def _refuse_changed(engine: Engine, batch: Batch, catalogue: Catalogue, request: Request) -> None:
+    """Fail a batch that can only go on with rows of another request than it began with. Raises CatalogueError."""
+    if batch.request == request_digest(catalogue, request):
+        return
+    told = f"{catalogue.uri}, its checkpoint or its LoRA changed while it was read; submit it again"
+    with engine.begin() as connection:
+        failed = queries.move_batch(connection, batch.id, BatchStatus.FAILED, reason=tellable(told))
+    if failed:  # else another call ended the reading meanwhile
+        raise CatalogueError(told)
 
 
 def _pin_remote(name: str, root: str, settings: Settings) -> LoraPin:

@@ -184,6 +184,32 @@ class TestSubmitting:
         assert (told["id"], told["status"]) == (batch_id, "running")
         assert [row["line"] for row in seed.rows(batch_id)] == [1, 2, 3]
 
+    @pytest.mark.parametrize("line", [0, 2])
+    def test_a_call_that_was_cut_off_goes_on_with_nothing_that_changed(
+        self, api: Api, seed: Seeder, tmp_path: Path, line: int
+    ) -> None:
+        catalogue, headers = tmp_path / "night.csv", {"idempotency-key": "night-3"}
+        catalogue.write_text("image\na.jpg\nb.jpg\n")
+        body = {"preset": "flat-lay", "catalogue": str(catalogue)}
+        batch_id = api.post("/v1/batches", 202, json=body, headers=headers)["id"]
+
+        def cut(connection: Any) -> None:
+            connection.execute(jobs.delete().where(jobs.c.line > line))
+            values = {"status": BatchStatus.INGESTING, "ingested_line": line, "total": line // 2, "started_at": None}
+            connection.execute(update(queries.batches.batches).values(values))
+
+        seed.do(cut)
+        assert api.post("/v1/batches", 202, json=body, headers=headers)["status"] == "running"
+        assert [row["image"] for row in seed.rows(batch_id)] == ["a.jpg", "b.jpg"]
+        seed.do(cut)
+        catalogue.write_text("image\nother.jpg\nanother.jpg\n")
+        told = api.post("/v1/batches", 422, json=body, headers=headers)
+        assert told["code"] == "bad_catalogue" and "changed while it was read; submit it again" in told["detail"]
+        left = api.get(f"/v1/batches/{batch_id}")
+        assert (left["status"], left["reason"]) == ("failed", told["detail"])
+        assert [row["image"] for row in seed.rows(batch_id)] == ["a.jpg"][: line // 2]
+        assert api.post("/v1/batches", 202, json=body)["request_counts"]["total"] == 2
+
 
 class TestWatching:
     def test_batches_are_listed_in_pages(self, api: Api, seed: Seeder) -> None:
