@@ -29,6 +29,10 @@ def split_items(source: Path, target: Path) -> tuple[dict[str, Any], int]:
             return _Reader(stream).read_object(lines)
         except UnicodeDecodeError as error:
             raise CatalogueError(f"the body is not UTF-8: {error.reason}") from None
+        except CatalogueError:
+            raise
+        except ValueError:  # Python reads no longer ones
+            raise CatalogueError("the body: a number has more than 4,300 digits; send it as a text") from None
         except RecursionError:
             raise CatalogueError("the body is nested too deeply") from None
 

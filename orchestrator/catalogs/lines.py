@@ -83,7 +83,10 @@ class Lines:
             elif name in _KNOWN:
                 problem = self._refuse(number, name, "wrong_type", f"{_kind(value)} where one value is expected")
             else:
-                values[name] = json.dumps(json.loads(text)[key], ensure_ascii=False)
+                try:
+                    values[name] = json.dumps(json.loads(text)[key], ensure_ascii=False)
+                except ValueError:  # Python reads no longer ones
+                    problem = self._refuse(number, name, "bad_json", "a number of this line has more than 4,300 digits")
         if len(text) > MAX_CELL_CHARACTERS or suspect or "\\u" in text:
             problem = problem or self._check_texts(number, values)
         return Row(number, values, problem)

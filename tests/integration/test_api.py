@@ -152,7 +152,11 @@ class TestSubmitting:
         assert api.get("/v1/batches")["data"] == []
 
     @pytest.mark.parametrize(
-        "body", ["", "[]", "{", '{"items": [{"image": "x"}', '{"items": [1] x', '{"a": NaN', "\xff", "{} {}"]
+        "body",
+        [
+            *("", "[]", "{", '{"items": [{"image": "x"}', '{"items": [1] x', '{"a": NaN', "\xff", "{} {}"),
+            pytest.param(f'{{"items": [{{"image": "x", "sku": {"9" * 5000}}}]}}', id="digits"),
+        ],
     )
     def test_broken_json_is_told_by_its_place(self, api: Api, body: str) -> None:
         headers = {"content-type": "application/json"}

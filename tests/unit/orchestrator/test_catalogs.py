@@ -345,6 +345,9 @@ def test_numbers_and_booleans_keep_their_spelling(write: Write) -> None:
         ('{"image": "a\\u0000.jpg"}', "bad_text", "image", "NUL"),
         ('{"image": "a.jpg", "sku": "\\ud800"}', "bad_text", "sku", "surrogate"),
         (json.dumps({"image": "a.jpg", "prompt": "x" * 1_000_000}), "cell_too_long", "prompt", "131,072 characters"),
+        pytest.param(
+            f'{{"image": "a.jpg", "tags": [{"9" * 5000}]}}', "bad_json", "tags", "more than 4,300 digits", id="digits"
+        ),
     ],
 )
 def test_a_bad_json_line_fails_alone(write: Write, line: str, code: str, column: str | None, said: str) -> None:
