@@ -33,6 +33,8 @@ STORING_S = 900.0
 POST = "POST /v1/batches"
 IN_PROGRESS = frozenset({409})
 """A call before this one, that was cut off here, is still being worked on there."""
+IN_DOUBT = frozenset({401, 403, *IN_PROGRESS})
+"""Answers that do not say whether a call before this one made a batch: the key may have been revoked since."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Memory:
         try:
             yield self._path.read_text()
         except ApiError as error:
-            if error.callers_fault and error.status not in IN_PROGRESS:
+            if error.callers_fault and error.status not in IN_DOUBT:
                 self.forget()
             raise
         if not self._until_forgotten:
