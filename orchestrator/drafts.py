@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,7 @@ from orchestrator.catalogs.catalogue import IMAGE, KNOWN_COLUMNS, Problem, read_
 from orchestrator.catalogs.encoding import detect_encoding
 from orchestrator.catalogs.opening import READERS
 from orchestrator.catalogs.pictures import EXTENSIONS
+from orchestrator.catalogs.relayed import SOURCE
 from orchestrator.catalogs.sent import open_sent, unpack_images
 from orchestrator.settings import Settings
 from orchestrator.storage import ObjectMissing, Store, open_store
@@ -65,6 +66,11 @@ class Draft:
         """The ending that tells how the rows are written."""
         return PurePosixPath(self.catalogue).suffix
 
+    @property
+    def of_images(self) -> bool:
+        """Whether images came without a catalogue, so that the rows are of our own making."""
+        return PurePosixPath(self.name).suffix.lower() != self.kind
+
 
 def save(files: Sequence[SentFile], settings: Settings) -> Draft:
     """Store what was sent: one catalogue with or without its images, images alone, or a ZIP of images.
@@ -96,7 +102,7 @@ def save(files: Sequence[SentFile], settings: Settings) -> Draft:
         lines = Path(folder) / "images.jsonl"
         with lines.open("w", encoding="utf-8") as out:
             for image, key in images.items():
-                out.write(json.dumps({"image": key, "custom_id": str(PurePosixPath(image).with_suffix(""))}) + "\n")
+                out.write(json.dumps({IMAGE: key, SOURCE: image}) + "\n")
         return _write(store, name, lines, ".jsonl", {})
 
 
@@ -125,8 +131,10 @@ def fetch(draft: Draft, settings: Settings) -> Iterator[Path]:
 
 def read_columns(path: Path) -> tuple[list[str], list[list[str]]]:
     """The header of a table as written, and its first rows. Raises CatalogueError."""
-    with _Header(path) as header:
-        return header.names, list(islice(header.reader, SAMPLE_ROWS))
+    sample: list[list[str]] = []
+    with _Header(path) as header, suppress(csv.Error):  # a row that cannot be read: the dry run names it
+        sample.extend(islice(header.reader, SAMPLE_ROWS))
+    return header.names, sample
 
 
 def guess_columns(names: Sequence[str]) -> dict[str, str]:
@@ -148,7 +156,7 @@ def open_draft(draft: Draft, path: Path, columns: Mapping[str, str], settings: S
         path = renamed
     version = f"{draft.id}:{json.dumps(dict(columns), sort_keys=True)}"
     sent = open_sent(path, _with_kind(draft.name, draft.kind), inputs_uri(settings), version)
-    return _Dropped(sent, draft.images)
+    return _Dropped(sent, draft)
 
 
 def rename_header(path: Path, target: Path, columns: Mapping[str, str]) -> None:
@@ -196,10 +204,14 @@ class _Header:
 class _Dropped:
     """A catalogue whose images were sent with it: a row names one by its file's name, or lies elsewhere."""
 
-    def __init__(self, catalogue: Catalogue, images: Mapping[str, str]) -> None:
-        self._catalogue, self._images = catalogue, images
+    def __init__(self, catalogue: Catalogue, draft: Draft) -> None:
+        self._catalogue, self._images = catalogue, draft.images
         self.uri, self.image_root = catalogue.uri, catalogue.image_root
         self.columns, self.warnings = catalogue.columns, catalogue.warnings
+        self.named_by = SOURCE if draft.of_images else IMAGE
+        if draft.images:
+            self.named_by = SOURCE if SOURCE not in self.columns else f"kontext_{SOURCE}"
+            self.columns = (*self.columns, self.named_by)
         self.version: str | None = getattr(catalogue, "version", None)
 
     def is_empty(self) -> bool:
@@ -211,8 +223,7 @@ class _Dropped:
             if problem is not None or image is None or "://" in image or _STORED.fullmatch(image):
                 yield Row(line, values, problem)
             elif (key := self._images.get(_base(image))) is not None:
-                custom_id = values.get("custom_id") or str(PurePosixPath(image).with_suffix(""))
-                yield Row(line, {**values, "custom_id": custom_id, IMAGE: key}, None)
+                yield Row(line, {**values, self.named_by: image, IMAGE: key}, None)
             else:
                 hint = (
                     "send it too" if self._images else "send the images with the catalogue, or name s3:// or https://"
@@ -229,11 +240,12 @@ def _save_archive(sent: SentFile, store: Store, settings: Settings) -> Draft:
 
 
 def _store_image(sent: SentFile, store: Store, settings: Settings) -> str:
-    data = sent.path.read_bytes()
-    if len(data) > settings.max_image_bytes:
+    if sent.path.stat().st_size > settings.max_image_bytes:
         raise DraftError(f"{sent.name[:200]} is larger than {settings.max_image_bytes:,} bytes")
-    key = f"{hashlib.sha256(data).hexdigest()}{PurePosixPath(sent.name).suffix.lower()}"
-    store.put(key, data)
+    with sent.path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    key = f"{digest}{PurePosixPath(sent.name).suffix.lower()}"
+    store.put(key, sent.path)
     return key
 
 

@@ -15,6 +15,7 @@ from orchestrator.catalogs.catalogue import IMAGE, Catalogue, CatalogueError, Ro
 from orchestrator.catalogs.lines import Lines
 from orchestrator.catalogs.opening import READERS
 from orchestrator.catalogs.pictures import EXTENSIONS
+from orchestrator.catalogs.relayed import SOURCE
 from orchestrator.storage import Store
 
 ENTRIES_MAX = 100_000
@@ -52,6 +53,12 @@ class Sent:
         return self.catalogue.is_empty()
 
 
+class _Unpacked(Lines):
+    """The images of an archive, each known by its entry's name."""
+
+    named_by = SOURCE
+
+
 def open_items(lines: Path, image_root: str, version: str) -> Sent:
     """Items that `split_items` wrote out; a row's line is the item's number."""
     return Sent(Lines(lines, "items", image_root), "sent:items", version)
@@ -84,17 +91,15 @@ def unpack_images(archive: Path, name: str, inputs: Store, lines: Path, *, max_b
                     data = stream.read(max_bytes + 1)
                 if len(data) > max_bytes:
                     raise CatalogueError(f"{shown}: {entry.filename[:200]} is larger than {max_bytes:,} bytes")
-                path = PurePosixPath(entry.filename)
-                key = f"{hashlib.sha256(data).hexdigest()}{path.suffix.lower()}"
+                key = f"{hashlib.sha256(data).hexdigest()}{PurePosixPath(entry.filename).suffix.lower()}"
                 inputs.put(key, data)
-                custom_id = str(path.with_suffix("")).lstrip("/")
-                rows.write(json.dumps({"image": key, "custom_id": custom_id, "file": entry.filename}) + "\n")
+                rows.write(json.dumps({IMAGE: key, SOURCE: entry.filename.lstrip("/")}) + "\n")
                 count += 1
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError) as error:
         raise CatalogueError(f"{shown} cannot be unpacked: {error}") from error
     if not count:
         raise CatalogueError(f"{shown} holds no images ({', '.join(sorted(EXTENSIONS))})")
-    return Sent(Lines(lines, shown, inputs.uri), f"sent:{shown}", version)
+    return Sent(_Unpacked(lines, shown, inputs.uri), f"sent:{shown}", version)
 
 
 def _is_image(entry: zipfile.ZipInfo) -> bool:

@@ -110,6 +110,7 @@ class TestSubmitting:
                 ("b/same.jpg", "red"),
                 ("c.JPG", "blue"),
                 ("../up.jpg", "green"),
+                ("c.jpg", "white"),
             ):
                 writer.writestr(name, photo(colour))
             writer.writestr("notes.txt", "no image")
@@ -117,7 +118,8 @@ class TestSubmitting:
         sent = {"file": ("photos.zip", archive.getvalue(), "application/zip")}
         told = api.post("/v1/batches", 202, files=sent, data={"preset": "flat-lay"})
         rows = seed.rows(told["id"])
-        assert [row["custom_id"] for row in rows][:3] == ["a/red", "b/same", "c"]
+        assert [row["custom_id"] for row in rows] == ["a/red", "b/same", "c", "c-4"]
+        assert {row["state"] for row in rows} == {"pending"} and json.loads(rows[3]["given"]) == {"file": "c.jpg"}
         assert rows[0]["image"] == rows[1]["image"] != rows[2]["image"]
         inputs = Path(api.settings.results_uri or "") / "inputs"
         assert {path.name for path in inputs.iterdir()} == {row["image"] for row in rows}

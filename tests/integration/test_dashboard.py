@@ -345,7 +345,7 @@ def test_a_catalogue_is_dropped_its_columns_named_and_its_batch_started_once(
         rows = queries.list_jobs(connection, batch.id, limit=9).jobs
     assert (f"/batches/{batch.id}", batch.priority) == (made[0], 3)
     assert [(row["custom_id"], row["state"]) for row in rows] == [("1", "pending"), ("2", "pending"), ("3", "failed")]
-    assert json.loads(rows[0]["given"]) == {"note": "x"}
+    assert json.loads(rows[0]["given"]) == {"note": "x", "file": "a.jpg"}
 
 
 def test_a_choice_that_changes_no_row_has_none_read_again(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +362,7 @@ def test_images_alone_and_a_zip_make_a_batch_too(client: TestClient) -> None:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr("looks/a.jpg", _photo())
-    for files in ([("files", ("a.jpg", _photo())), ("files", ("b.png", _photo()))],
+    for files in ([("files", ("a.jpg", _photo())), ("files", ("a.png", _photo()))],
                   [("files", ("looks.zip", archive.getvalue()))]):  # fmt: skip
         where = client.post("/new", files=files).headers["location"]
         assert f"Start {len(files)} job" in _words(client.get(where).text)
