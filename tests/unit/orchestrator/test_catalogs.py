@@ -96,6 +96,7 @@ def test_memory_stays_flat(tmp_path: Path, name: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(table, "KEPT_CHARACTERS", 1_000_000)
     KINDS[name]([{"image": f"photos/{number}.jpg", "prompt": "x" * 600} for number in range(12_000)], tmp_path / name)
     catalogue = open_catalogue(tmp_path / name, Settings())
+    next(iter(catalogue.rows()))  # modules that the first row imports stay
     tracemalloc.start()
     assert sum(1 for _ in catalogue.rows()) == 12_000
     peak = tracemalloc.get_traced_memory()[1]
