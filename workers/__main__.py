@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import secrets
 import socket
 import sys
 
@@ -15,7 +16,9 @@ def main() -> int:
     """Read the arguments and serve; 2 for a call or a checkpoint that can never work."""
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     parser.add_argument("--stages", default=",".join(Stage), help="comma-separated: encode, sample, decode")
-    parser.add_argument("--name", default=f"{socket.gethostname()}-{os.getpid()}", help="the worker's id in SQL")
+    # Host name and process id come again when a container starts anew.
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    parser.add_argument("--name", default=name, help="the worker's id in SQL, never used before")
     given = parser.parse_args()
     try:
         stages = [Stage(name.strip()) for name in given.stages.split(",")]

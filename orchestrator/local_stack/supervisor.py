@@ -6,6 +6,7 @@ Owns its children and their logs. Refuses to know what they do: it reports a dea
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -51,6 +52,8 @@ class Supervisor:
         self._environment = {**os.environ, **environment}
         self._log_folder = log_folder
         self._on_death = on_death
+        # Host name and process id come again when a container starts anew, and in a second one of the same name.
+        self._born = secrets.token_hex(3)
         self._stopping = threading.Event()
         self._lock = threading.RLock()  # a signal handler may call `stop` inside `stop`
         self._running: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}
@@ -106,7 +109,7 @@ class Supervisor:
     def _run_again_and_again(self, role: str, command: tuple[str, ...]) -> None:
         delay_s, start = FIRST_DELAY_S, 0
         while not self._stopping.is_set():
-            worker_id = f"{socket.gethostname()}-{os.getpid()}-{role}-{start}"
+            worker_id = f"{socket.gethostname()}-{os.getpid()}-{self._born}-{role}-{start}"
             start += 1
             started_s = time.monotonic()
             returncode = self._run(role, worker_id, command)

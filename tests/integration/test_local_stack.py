@@ -325,6 +325,16 @@ def test_children_that_fail_at_once_are_started_less_and_less_often(tmp_path: Pa
     assert "/nowhere/program: No such file or directory" in (tmp_path / "encode.log").read_text()
 
 
+def test_no_name_of_a_child_comes_again(tmp_path: Path) -> None:
+    """Not even with host name and process id, as they do where a container starts anew: SQL knows the old worker."""
+    deaths = Deaths()
+    for count in (1, 2):
+        with Supervisor({"encode": ["/nowhere/program"]}, {}, tmp_path, deaths):
+            wait_until(lambda count=count: len(deaths) >= count)
+    names = [worker_id for _, worker_id, _ in deaths]
+    assert len(set(names)) == len(names) >= 2
+
+
 def test_a_death_that_could_not_be_reported_is_reported_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.local_stack.supervisor.FIRST_DELAY_S", 0.1)
     monkeypatch.setattr("orchestrator.local_stack.supervisor.REPORT_S", 0.2)
