@@ -102,7 +102,10 @@ def _copy_file(store: Store, info: ObjectInfo, path: Path) -> None:
                 shutil.copyfileobj(stream, file, CHUNK_BYTES)
         file.flush()
         os.fsync(file.fileno())
-    if partial.stat().st_size != info.size_bytes or store.head(info.key) != info:
+    now = store.head(info.key)
+    # Not by its time: some servers list milliseconds, and whole seconds where they are asked for one object.
+    changed = now is None or (now.size_bytes, now.etag) != (info.size_bytes, info.etag)
+    if changed or partial.stat().st_size != info.size_bytes:
         partial.unlink()
         raise CheckpointError(f"checkpoint file {store.locate(info.key)} changed while it was copied; start again")
     partial.replace(path)

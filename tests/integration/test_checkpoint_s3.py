@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from kontext_model.revision import CheckpointError, read_defaults
 from orchestrator.checkpoints import pin_checkpoint
 from orchestrator.settings import Settings
 from orchestrator.state.transitions import Stage
-from orchestrator.storage import Unavailable, open_store, weights
+from orchestrator.storage import ObjectInfo, Unavailable, open_store, weights
 from orchestrator.storage.s3 import S3Store
 from orchestrator.storage.weights import fetch_weights, pin_weights
 from workers.app import open_editor
@@ -94,15 +95,34 @@ def test_a_copy_that_broke_off_goes_on_and_is_made_once_by_many(
     assert copy is not None and (copy / WEIGHTS).read_bytes() == whole and not partial.exists()
 
 
-def test_what_changes_while_it_is_copied_is_not_kept(
+def test_a_server_that_lists_other_times_than_it_heads_serves_a_checkpoint_too(
     settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = S3Store.head
+
+    def head_in_whole_seconds(self: S3Store, key: str) -> ObjectInfo | None:
+        info = head(self, key)
+        return None if info is None else replace(info, modified_s=info.modified_s // 1 - 1)
+
+    monkeypatch.setattr(S3Store, "head", head_in_whole_seconds)
+    copy = fetch_weights(str(settings.checkpoint), settings, {"transformer"}).folder
+    assert copy is not None and (copy / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("end", ["replaced", "deleted"])
+def test_what_changes_while_it_is_copied_is_not_kept(
+    settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     copy = weights.shutil.copyfileobj
 
     def replace_meanwhile(source: object, target: object, size: int) -> None:
         copy(source, target, size)  # type: ignore[arg-type,misc]
         if getattr(target, "name", "").endswith(f".{Path(WEIGHTS).name}.partial"):
-            open_store(str(settings.checkpoint), settings).replace(WEIGHTS, b"\0" * (folder / WEIGHTS).stat().st_size)
+            store = open_store(str(settings.checkpoint), settings)
+            if end == "deleted":
+                store.delete(WEIGHTS)
+            else:
+                store.replace(WEIGHTS, b"\0" * (folder / WEIGHTS).stat().st_size)
 
     monkeypatch.setattr(weights.shutil, "copyfileobj", replace_meanwhile)
     with pytest.raises(CheckpointError, match=f"{WEIGHTS} changed while it was copied; start again"):
