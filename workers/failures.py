@@ -40,7 +40,8 @@ class Policy:
 
 POLICIES = {
     ErrorClass.INPUT: Policy(tries=1, base_s=0, ceiling_s=0),
-    ErrorClass.TRANSIENT: Policy(tries=6, base_s=2, ceiling_s=300),
+    # Three quarters of an hour in all: a server comes back, or somebody frees a disk.
+    ErrorClass.TRANSIENT: Policy(tries=16, base_s=2, ceiling_s=300),
     ErrorClass.CAPACITY: Policy(tries=3, base_s=5, ceiling_s=60),
     ErrorClass.INTERNAL: Policy(tries=3, base_s=1, ceiling_s=60),
 }

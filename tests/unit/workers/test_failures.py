@@ -1,5 +1,7 @@
 """What becomes of a job whose stage failed: tried again later, in a smaller unit, or ended."""
 
+import random
+
 import pytest
 import torch
 
@@ -31,6 +33,14 @@ def test_the_back_off_doubles_with_jitter_up_to_a_ceiling_and_an_end(error_class
         assert len(delays) == 50 and {end.counted for end in ends if isinstance(end, Retried)} == {1}
         assert due_s * 0.5 <= min(delays) < due_s < max(delays) <= due_s * 1.5
     assert isinstance(judge(failure(error_class, policy.tries - 1)), Failed)
+
+
+def test_an_outage_of_a_quarter_of_an_hour_ends_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random, "uniform", min)  # the shortest that jitter makes of it
+    waited_s, failures = 0.0, 0
+    while isinstance(end := judge(failure(ErrorClass.TRANSIENT, failures)), Retried):
+        waited_s, failures = waited_s + end.delay_s, failures + 1
+    assert 900 < waited_s < 3600
 
 
 def test_too_little_memory_halves_the_unit_and_counts_only_against_a_job_alone() -> None:
