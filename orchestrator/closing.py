@@ -25,8 +25,11 @@ from orchestrator.storage import StorageError
 
 # A manifest of a million lines takes a minute: others end beside it.
 WRITERS = 4
+# One that cannot be written is tried again less and less often: it shall not keep the writers from the others.
+LONGEST_DELAY_S = 300.0
 # Somebody walks through a contact sheet at a few decisions a second: a manifest is written for many of them.
 TELLING_INTERVAL_S = 2.0
+TOLD_AT_ONCE = 100
 CACHE_S = 5.0
 _LEFT_BY = (Stage.ENCODE, Stage.SAMPLE)
 log = structlog.get_logger("closing")
@@ -38,12 +41,14 @@ class Closer:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine, self._settings = engine, settings
         self._writers: dict[str, threading.Thread] = {}
+        self._failed: dict[str, tuple[int, float]] = {}  # how often in a row, and until when it is left alone
         self._next_telling_s = 0.0
 
     def begin(self, batch: Batch) -> None:
-        """Begin to close a batch, unless that is being done; without a free writer it is asked again later."""
+        """Begin to close a batch, unless that is being done or has just failed; who is not served asks again later."""
         self._writers = {batch_id: writer for batch_id, writer in self._writers.items() if writer.is_alive()}
-        if batch.id in self._writers or len(self._writers) >= WRITERS:
+        _, until_s = self._failed.get(batch.id, (0, 0.0))
+        if batch.id in self._writers or len(self._writers) >= WRITERS or time.monotonic() < until_s:
             return
         writer = threading.Thread(target=self._close, args=(batch,), name=f"close-{batch.id}", daemon=True)
         self._writers[batch.id] = writer
@@ -60,7 +65,13 @@ class Closer:
             while (again := self._write_and_end(batch)) is not None:
                 batch = again
         except (StorageError, OSError, DBAPIError) as error:
-            log.warning("batch not closed, trying again", batch=batch.id, error=str(error).partition("\n")[0])
+            times = self._failed.get(batch.id, (0, 0.0))[0] + 1
+            delay_s = min(LONGEST_DELAY_S, 2.0 ** min(times, 10))
+            self._failed[batch.id] = times, time.monotonic() + delay_s
+            told = str(error).partition("\n")[0]
+            log.warning("batch not closed, trying again", batch=batch.id, error=told, delay_s=delay_s)
+        else:
+            self._failed.pop(batch.id, None)
 
     def _write_and_end(self, batch: Batch) -> Batch | None:
         """Write the manifest and end the batch; gives the batch where its manifest must be written once more.
@@ -101,6 +112,6 @@ class Closer:
             return
         self._next_telling_s = time.monotonic() + TELLING_INTERVAL_S
         with reading(self._engine).connect() as connection:
-            untold = queries.untold_batches(connection, limit=WRITERS)
+            untold = queries.untold_batches(connection, limit=TOLD_AT_ONCE)
         for batch in untold:
             self.begin(batch)

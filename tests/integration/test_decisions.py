@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
-from orchestrator import decisions
+from orchestrator import closing, decisions
 from orchestrator.closing import Closer
 from orchestrator.decisions import DecisionError, decide, decide_all, regenerate
 from orchestrator.settings import Settings
@@ -14,6 +14,7 @@ from orchestrator.state import queries
 from orchestrator.state.bulk import insert_jobs
 from orchestrator.state.database import reading
 from orchestrator.state.queries import Finished, Group
+from orchestrator.state.tables import batches
 from orchestrator.state.transitions import BatchStatus, Decision, Stage
 from tests.integration.seeding import RECIPE, REVISION, Seeder, job_row
 
@@ -138,6 +139,24 @@ def test_the_manifest_of_an_ended_batch_is_written_anew_and_names_the_approved_t
     ]
     with reading(engine).connect() as connection:
         assert queries.untold_batches(connection, limit=9) == []
+
+
+def test_ended_batches_whose_manifest_cannot_be_written_keep_no_other_untold(
+    seed: Seeder, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closing, "TELLING_INTERVAL_S", 0.0)
+    (tmp_path / "file").touch()
+    for name in ("a1", "a2", "a3", "a4", "b"):
+        seed.batch(name, jobs=1, results_uri=str(tmp_path / ("results" if name == "b" else "file/results")))
+        assert seed.do(queries.move_batch, name, BatchStatus.COMPLETED)
+        with engine.begin() as connection:
+            connection.execute(update(batches).where(batches.c.id == name).values(decisions=1))
+    closer = Closer(engine, Settings())
+    for _ in range(2):
+        closer.tell_decisions()
+        closer.wait()
+    assert [batch.id for batch in seed.do(queries.untold_batches, limit=9)] == ["a1", "a2", "a3", "a4"]
+    assert len(_manifest(tmp_path)) == 1
 
 
 def test_the_trail_of_a_job_tells_who_worked_on_it_and_when(seed: Seeder) -> None:

@@ -1,10 +1,12 @@
 """The dispatcher's window: bounded in jobs and bytes, urgent batches first, equals level, nobody starved."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -164,9 +166,32 @@ class TestTicks:
         assert seed.do(queries.read_batch, "a").status == BatchStatus.RUNNING
         assert seed.do(queries.read_batch, "b").status == BatchStatus.COMPLETED
         monkeypatch.undo()
+        later_s = time.monotonic() + 3
+        monkeypatch.setattr(closing, "time", SimpleNamespace(monotonic=lambda: later_s))
         tick.tick()
         tick.wait()
         assert seed.do(queries.read_batch, "a").status == BatchStatus.COMPLETED
+
+    def test_however_many_manifests_cannot_be_written_the_others_are(
+        self, seed: Seeder, tick: Dispatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").touch()
+        for number in range(closing.WRITERS):
+            seed.batch(f"bad-{number}", results_uri=str(tmp_path / "file" / "results"), priority=1)
+        seed.batch("good", results_uri=str(tmp_path / "good"))
+        tried: list[str] = []
+        write = closing.write_manifest
+        monkeypatch.setattr(closing, "write_manifest", lambda *given: tried.append(given[1].id) or write(*given))
+        now_s = time.monotonic()
+        monkeypatch.setattr(closing, "time", SimpleNamespace(monotonic=lambda: now_s))
+        tick.tick()
+        tick.wait()
+        for at_s, tries in ((0.0, 5), (1.9, 5), (2.1, 9), (4.1, 9), (6.2, 13), (14.3, 17)):
+            monkeypatch.setattr(closing, "time", SimpleNamespace(monotonic=lambda at_s=at_s: now_s + at_s))
+            tick.tick()
+            tick.wait()
+            assert len(tried) == tries
+        assert seed.do(queries.read_batch, "good").status == BatchStatus.COMPLETED
 
     def test_bells_ring_after_the_commit(self, seed: Seeder, engine: Engine) -> None:
         seen: list[Any] = []
