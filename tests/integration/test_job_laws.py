@@ -140,8 +140,8 @@ class Jobs(RuleBasedStateMachine):
             held = set()
         assert self.write(move, at, list(unit.values())) == held
         after = {
-            "advance": lambda _: {"state": "queued", "stage": at.following, "unit_limit": None},
-            "carry": lambda _: {"state": "running", "stage": at.following, "unit_limit": None},
+            "advance": lambda _: {"state": "queued", "stage": at.following, "unit_limit": None, "failures": 0},
+            "carry": lambda _: {"state": "running", "stage": at.following, "unit_limit": None, "failures": 0},
             "succeed": lambda _: {"state": "succeeded"},
             "fail": lambda job: {"state": "failed", "failures": job.failures + 1},
             "retry": lambda job: {

@@ -256,6 +256,17 @@ class TestEnds:
         assert (again.attempt, again.failures, seed.row(job.id)["run_at"]) == (1, 1, None)
         assert seed.history(job.id) == [(0, "retry")]
 
+    @pytest.mark.parametrize("move", [queries.advance, queries.carry])
+    def test_failures_count_for_their_stage_alone(self, seed: Seeder, move: Any) -> None:
+        (job,) = seed.claim(seed.queued(1))
+        for _ in range(2):
+            seed.do(queries.retry, Stage.ENCODE, [retried(job)])
+            (job,) = seed.claim(Group(Stage.ENCODE, RECIPE, "", REVISION))
+        assert job.failures == 2
+        (moved,) = seed.do(move, Stage.ENCODE, [advanced(job)])
+        (job,) = [moved] if isinstance(moved, Claimed) else seed.claim(SAMPLE)
+        assert (job.failures, job.attempt) == (0, 2)
+
     def test_a_job_that_succeeds_after_a_retry_shows_no_error(self, seed: Seeder) -> None:
         (job,) = seed.claim(seed.queued(1))
         seed.do(queries.retry, Stage.ENCODE, [retried(job)])

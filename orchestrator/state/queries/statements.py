@@ -23,7 +23,7 @@ _ROWS: Mapping[str, type[Ended]] = {
 _TRAIL = "{stage}_s = given.seconds, {stage}_from = jobs.stage_at, {stage}_to = {now}, {stage}_by = jobs.worker_id"
 _CHANGES: Mapping[str, str] = {
     "advance": """
-        state = 'queued', stage = :stage_to, worker_id = NULL, queued_at = {now}, unit_limit = NULL,
+        state = 'queued', stage = :stage_to, worker_id = NULL, queued_at = {now}, unit_limit = NULL, failures = 0,
         canvas = given.canvas,
         image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
         fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {trail}""",
@@ -80,7 +80,7 @@ def carry_statement(dialect: str, stage: Stage) -> TextClause:
     return text(
         f"""
         UPDATE jobs SET stage = :stage_to, canvas = given.canvas, queued_at = {now_text(dialect)},
-            stage_at = {now_text(dialect)}, unit_limit = NULL,
+            stage_at = {now_text(dialect)}, unit_limit = NULL, failures = 0,
             image_sha256 = coalesce(given.image_sha256, jobs.image_sha256),
             fingerprint = coalesce(given.fingerprint, jobs.fingerprint), {_trail(dialect, stage)}
         FROM {_given_text(dialect, Advanced)}
