@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from redis.exceptions import RedisError
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from kontext_model.lora_file import LoraError
 from orchestrator.state.queries import Claimed, Failed, Retried
@@ -60,6 +61,8 @@ def classify(error: Exception) -> tuple[str, ErrorClass, str]:
         return "out_of_memory", ErrorClass.CAPACITY, "the device has too little memory for this job's canvas"
     if isinstance(error, RedisError | ConnectionError | TimeoutError):
         return "unavailable", ErrorClass.TRANSIENT, f"{type(error).__name__}: {error}"
+    if isinstance(error, OperationalError | InterfaceError):  # its own text shows the statement
+        return "unavailable", ErrorClass.TRANSIENT, "the database does not answer"
     return "internal_error", ErrorClass.INTERNAL, f"{type(error).__name__}: {error}"
 
 

@@ -8,6 +8,7 @@ its job is encoded again. Refuses pickles: bytes from Redis are never trusted to
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import redis
 import torch
@@ -43,6 +44,8 @@ class Handoffs:
     def put(self, stage: Stage, latents: Mapping[Claimed, Tensor]) -> None:
         """Store what `stage` made of each job, (S, 64), in one round trip."""
         stored = {_key(job, stage): tensor.to(self._dtype).contiguous() for job, tensor in latents.items()}
+        # A job that was asked for again is what it was called before; what is stored now is not used up.
+        self._used = [key for key in self._used if key not in stored]
         with self._cache.pipeline(transaction=False) as pipeline:
             for key, tensor in stored.items():
                 pipeline.set(key, save({"latents": tensor}), ex=self._ttl_s)
@@ -68,6 +71,16 @@ class Handoffs:
         The deletion rides with the next `put` or `take`; should this process end before, the time to live does it.
         """
         self._used += [_key(job, stage) for job in unit]
+
+    def drop(self, stage: Stage, unit: Iterable[Claimed]) -> None:
+        """Forget at once what `stage` left for jobs that have ended: they may be asked for again, of another worker.
+
+        Where Redis does not answer, the time to live does it.
+        """
+        keys = [_key(job, stage) for job in unit]
+        if keys:
+            with suppress(RedisError):
+                self._cache.unlink(*keys)
 
     def renew_embeds(self, texts: Sequence[str]) -> set[str]:
         """Prolong the life of stored embeds; gives the texts that have none."""

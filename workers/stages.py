@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import structlog
 from PIL import Image
+from sqlalchemy.exc import DBAPIError
 from torch import Tensor, stack
 
 from kontext_model.canvas import Canvas, choose
@@ -188,7 +189,8 @@ class _Watch:
     def still_wanted(self, step: int, latents: Tensor) -> bool:
         if self._wanted and time.monotonic() >= self._next:
             self._next = time.monotonic() + WATCH_INTERVAL_S
-            with self._bench.direct.connect() as connection:
+            # Who cannot be asked wants it still; what nobody wanted, the commit drops.
+            with suppress(DBAPIError), self._bench.direct.connect() as connection:
                 self._wanted = queries.any_held(connection, {job.id: job.attempt for job in self._unit})
         return self._wanted
 

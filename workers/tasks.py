@@ -139,9 +139,12 @@ class Worker:
         if outcome.lost:
             bells.append(replace(bell, stage=Stage.ENCODE, canvas=""))
         self.ring(bells)
-        self._forget(stage, [job for job in unit if job.id in moved])
+        failed = {failure.job.id for failure in outcome.failed}
+        self._forget(stage, [job for job in unit if job.id in moved - failed])
+        if stage in CONSUMES:
+            self.bench.handoffs.drop(CONSUMES[stage], [job for job in unit if job.id in moved & failed])
         # Nobody will ask for what this stage has just stored of them; of other stale jobs it may be another worker's.
-        self.bench.handoffs.delete(stage, [job for job in unit if job.id in cancelled])
+        self.bench.handoffs.drop(stage, [job for job in unit if job.id in cancelled])
 
     def _forget(self, stage: Stage, moved: Sequence[Claimed]) -> None:
         if stage in CONSUMES:

@@ -73,6 +73,22 @@ def test_a_worker_that_only_takes_deletes_what_it_used_up(cache: redis.Redis, ha
     assert [cache.exists(key) for key in keys] == [0, 1], "the last one goes with the next unit"
 
 
+def test_what_is_stored_again_is_not_deleted_as_used_up(cache: redis.Redis, handoffs: Handoffs) -> None:
+    """A job that was cancelled and asked for again may be encoded by the worker that used its handoff up."""
+    handoffs.put(Stage.ENCODE, {JOB: torch.zeros(SHAPE)})
+    handoffs.delete(Stage.ENCODE, [JOB])
+    handoffs.put(Stage.ENCODE, {JOB: torch.ones(SHAPE)})
+    assert cache.exists(KEY)
+
+
+def test_what_ended_jobs_left_is_forgotten_at_once(cache: redis.Redis, handoffs: Handoffs) -> None:
+    handoffs.put(Stage.ENCODE, {JOB: torch.zeros(SHAPE)})
+    handoffs.drop(Stage.ENCODE, [JOB])
+    assert not cache.exists(KEY)
+    with redis.Redis.from_url("redis://127.0.0.1:1") as away:
+        Handoffs(away, ttl_s=60, scope="test").drop(Stage.ENCODE, [JOB])
+
+
 def test_what_is_not_of_the_models_dtype_is_made_so_before_it_is_stored(cache: redis.Redis) -> None:
     latents = torch.randn(SHAPE)
     half = Handoffs(cache, ttl_s=60, scope="test", dtype=torch.bfloat16)

@@ -11,6 +11,7 @@ import redis
 import torch
 from PIL import Image
 from sqlalchemy import Engine, update
+from sqlalchemy.exc import OperationalError
 from torch import Tensor
 
 from orchestrator import control
@@ -110,10 +111,45 @@ def test_a_unit_of_which_some_are_wanted_goes_on(shop: Shop) -> None:
     assert shop.editor.steps == BODY["steps"]
     states = [(row["state"], row["stage"]) for row in shop.seed.rows()]
     assert states == [("cancelled", "sample")] + [("queued", "decode")] * 7
-    shop.worker.bench.handoffs._latest.clear()  # as if it fetched them
-    assert shop.serve(Stage.DECODE) == 7
     left = handoff_key("b", cancelled, Stage.SAMPLE)
     assert not shop.worker.bench.handoffs._cache.exists(left), "nobody will ask for it"
+    shop.worker.bench.handoffs._latest.clear()  # as if it fetched them
+    assert shop.serve(Stage.DECODE) == 7
+
+
+def test_a_database_that_cannot_be_asked_stops_no_sampling(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.serve(Stage.ENCODE)
+
+    def hiccup(*_: Any) -> bool:
+        raise OperationalError("SELECT", {}, Exception("the connection is lost"))
+
+    monkeypatch.setattr(queries, "any_held", hiccup)
+    assert shop.serve(Stage.SAMPLE) == 8
+    assert shop.editor.steps == BODY["steps"] and shop.editor.units == [8]
+    assert {(row["state"], row["stage"], row["failures"]) for row in shop.seed.rows()} == {("queued", "decode", 0)}
+
+
+def test_a_job_that_failed_leaves_nothing_behind_that_is_deleted_under_its_retry(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        failures.POLICIES, failures.ErrorClass.INTERNAL, failures.Policy(tries=1, base_s=0.0, ceiling_s=0.0)
+    )
+
+    def break_down(size: int) -> None:
+        raise ValueError("broken")
+
+    shop.editor.on_unit = break_down
+    shop.serve(Stage.ENCODE)
+    keys = [handoff_key("b", row["id"], Stage.ENCODE) for row in shop.seed.rows()]
+    cache = shop.worker.bench.handoffs._cache
+    assert cache.exists(*keys) == 8
+    shop.serve(Stage.SAMPLE)
+    assert {row["state"] for row in shop.seed.rows()} == {"failed"} and cache.exists(*keys) == 0
+    control.retry(shop.seed.engine, "b")
+    shop.seed.do(queries.dispatch, "b", 8)
+    shop.serve(Stage.ENCODE)
+    assert cache.exists(*keys) == 8
 
 
 def test_too_little_memory_is_met_by_smaller_units_until_they_fit(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

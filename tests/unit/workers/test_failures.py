@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from orchestrator.state.queries import Claimed, Failed, Retried
 from orchestrator.state.transitions import ErrorClass
@@ -51,6 +52,12 @@ def test_too_little_memory_halves_the_unit_and_counts_only_against_a_job_alone()
         limits.append(together := end.unit_limit)
     assert limits == [8, 4, 2, 1]
     assert isinstance(judge(failure(ErrorClass.CAPACITY, failures=2)), Failed)
+
+
+@pytest.mark.parametrize("kind", [OperationalError, InterfaceError])
+def test_a_database_that_is_away_is_waited_for_and_its_statement_not_shown(kind: type[DBAPIError]) -> None:
+    code, error_class, message = classify(kind("SELECT jobs.id FROM jobs", {}, Exception("server closed")))
+    assert (code, error_class) == ("unavailable", ErrorClass.TRANSIENT) and "SELECT" not in message
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
