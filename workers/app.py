@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from kontext_model.revision import CheckpointRef
 from orchestrator.settings import Settings
-from orchestrator.state import queries
+from orchestrator.state import patience, queries
 from orchestrator.state.database import open_database, reading
 from orchestrator.state.messages import Bell
 from orchestrator.state.transitions import Stage
@@ -91,6 +91,8 @@ def serve(
     editor = open_model(settings, stages)
     engine, shift = open_database(settings.database_url, relaxed=True), Shift()
     shift.watch(engine)
+    # From the first statement on, before heartbeat and watchdog look after each other.
+    patience.watch(engine)
     scope = f"{editor.revision}\n{settings.numerics}"
     cache, dtype = _open_redis(settings.cache_url, timeout_s=30), getattr(torch, settings.dtype)
     handoffs = Handoffs(cache, ttl_s=settings.handoff_ttl_s, scope=scope, dtype=dtype)

@@ -19,7 +19,7 @@ from orchestrator.cli.failures import CallError, RunError
 from orchestrator.local_stack import StackError, ensure_stack, stack_status, stop_stack
 from orchestrator.redaction import RedactingFormatter
 from orchestrator.settings import Settings
-from orchestrator.state import migration
+from orchestrator.state import migration, patience
 from orchestrator.state.database import open_database
 
 _STARTED = b"started"
@@ -37,6 +37,7 @@ def open_state(settings: Settings) -> Iterator[Engine]:
     A SQLite file is brought to the newest schema here. Raises RunError for a database server whose schema is another.
     """
     engine = open_database(database_url(settings))
+    patience.watch(engine)
     try:
         if engine.dialect.name == "sqlite":
             migration.upgrade(engine)

@@ -18,6 +18,7 @@ from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator import dispatcher
+from orchestrator.cli.locations import open_state
 from orchestrator.settings import Settings
 from orchestrator.state import patience
 from orchestrator.state.database import open_database, reading
@@ -25,9 +26,11 @@ from orchestrator.state.messages import Bell, broker_options, ring
 from orchestrator.state.tables import metadata
 from orchestrator.state.transitions import Stage
 from orchestrator.storage import Store, Unavailable, open_store
+from tests.chaos.model import EchoEditor
 from tests.chaos.proxy import HOST, Mode, Proxy
 from tests.integration.seeding import Seeder
 from tests.waiting import PATIENCE_S, wait_until
+from workers.app import serve
 
 BELL = Bell(Stage.ENCODE, "a" * 40, "recipe")
 
@@ -281,6 +284,31 @@ class TestDatabase:
             stop.set()
             serving.join(PATIENCE_S)
         assert not serving.is_alive()
+
+    @pytest.mark.parametrize("who", ["command", "worker"])
+    def test_whoever_starts_gives_a_silent_database_up(
+        self, database: tuple[Engine, Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
+    ) -> None:
+        """Else a supervisor would wait for ever to report a death, and a worker to register, with no heart to beat."""
+        engine, proxy = database
+        monkeypatch.setattr(patience.watch, "__defaults__", (1.0,))
+        proxy.silencing = (b"pg_catalog.version",)
+        url = engine.url.render_as_string(hide_password=False)
+        settings = Settings(home=tmp_path, database_url=url, cache_url="redis://127.0.0.1:1")
+        told: list[BaseException] = []
+
+        def start() -> None:
+            try:
+                if who == "worker":
+                    serve(settings, [Stage.ENCODE], "w", lambda *_: EchoEditor())
+                with open_state(settings):
+                    pass
+            except DBAPIError as error:
+                told.append(error)
+
+        starting = threading.Thread(target=start, daemon=True)
+        starting.start()
+        wait_until(lambda: told, "it gives up", 30.0)
 
     def test_a_stall_is_waited_for(self, database: tuple[Engine, Proxy]) -> None:
         engine, proxy = database
