@@ -7,6 +7,7 @@ returns, and claims look there.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
@@ -197,7 +198,8 @@ def enforce(engine: Engine, batch: Batch, now_s: float, budget_s: float) -> None
         _move_in_chunks(engine, queries.cancel_jobs, batch.id, budget_s)
     elif is_overdue(batch, now_s):
         if batch.status == BatchStatus.PAUSED:  # or it would stand for ever, with nothing left to resume
-            resume(engine, batch.id)
+            with suppress(ControlError):  # cancelled meanwhile
+                resume(engine, batch.id)
         _move_in_chunks(engine, queries.expire_jobs, batch.id, budget_s)
 
 

@@ -384,6 +384,17 @@ class TestDeadline:
         assert {(row["state"], row["code"]) for row in seed.rows()} == {("failed", "expired")}
         assert seed.do(queries.read_batch, "b").status == S.COMPLETED
 
+    @pytest.mark.parametrize("asked", ["cancelled", "resumed"])
+    def test_what_was_asked_meanwhile_ends_no_dispatcher(self, seed: Seeder, asked: str) -> None:
+        seed.batch(jobs=3, deadline_at=1.0)
+        control.pause(seed.engine, "b")
+        seen = seed.do(queries.read_batch, "b")
+        (control.cancel if asked == "cancelled" else control.resume)(seed.engine, "b")
+        control.enforce(seed.engine, seen, seed.do(queries.read_clock), 1.0)
+        batch, states = seed.do(queries.read_batch, "b"), {row["state"] for row in seed.rows()}
+        expected = (S.CANCELLING, {"cancelled"}) if asked == "cancelled" else (S.RUNNING, {"failed"})
+        assert (batch.status, states) == expected
+
     def test_before_it_nothing_expires(self, seed: Seeder, tick: Dispatcher) -> None:
         seed.batch(jobs=5, deadline_at=time.time() + 3600)
         tick.tick()
