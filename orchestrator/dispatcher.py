@@ -78,7 +78,7 @@ class Dispatcher:
         # Again until the window is full: what a batch has no jobs for is room for the others.
         while shares := share_window(batches, in_flight, self._settings, exhausted, now_s):
             for batch, share in shares:
-                count = self._dispatch(batch, share)
+                count = self._dispatch(batch, share, sum(in_flight.values()))
                 in_flight[batch.id] = in_flight.get(batch.id, 0) + count
                 queued += count
                 if count < share:
@@ -104,8 +104,12 @@ class Dispatcher:
         ended_s = time.monotonic()
         self._next_break_s = ended_s + max(BREAKER_INTERVAL_S, 10 * (ended_s - began_s))
 
-    def _dispatch(self, batch: Batch, limit: int) -> int:
+    def _dispatch(self, batch: Batch, limit: int, held: int) -> int:
+        """Queue up to `limit` jobs and ring for them; none where others have filled the window beyond `held`."""
         with self._engine.begin() as connection:
+            queries.take_turn(connection)
+            if sum(queries.in_flight(connection).values()) > held:
+                return 0
             recipes = queries.dispatch(connection, batch.id, limit)
         unit_size = self._settings.unit_size
         self._ring(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from orchestrator import dispatcher as dispatcher_room
 from orchestrator.dispatcher import Dispatcher, rank
 from orchestrator.settings import Settings
 from orchestrator.state import queries
@@ -19,7 +20,7 @@ from orchestrator.state.tables import batches, jobs, workers
 from orchestrator.state.transitions import BatchStatus, Stage
 from tests.integration.seeding import NUMERICS, REVISION, Seeder, job_row
 from tests.integration.simulation import Fleet
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 SETTINGS = Settings(broker_url="redis://nowhere/0", window_jobs=256, unit_size=8)
 
@@ -86,6 +87,38 @@ class TestPriority:
         assert seed.do(queries.in_flight) == {"calm": 256}  # it has waited for three points, the other for none
         waited = {batch.id: rank(batch, seed.do(queries.read_clock)) for batch in seed.do(queries.open_batches)}
         assert waited == {"urgent": 2, "calm": 0}
+
+
+class TestWindow:
+    def test_a_dispatcher_that_looked_before_another_filled_the_window_adds_nothing(
+        self, seed: Seeder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add(seed, "a", 1_000)
+        one, two = (Dispatcher(seed.engine, SETTINGS, lambda bells: None) for _ in range(2))
+        share = dispatcher_room.share_window
+
+        def overtaken(*given: Any) -> Any:
+            monkeypatch.undo()
+            assert two.tick() == SETTINGS.window_jobs
+            return share(*given)
+
+        monkeypatch.setattr(dispatcher_room, "share_window", overtaken)
+        assert one.tick() == 0
+        assert seed.do(queries.in_flight) == {"a": SETTINGS.window_jobs}
+
+    def test_dispatchers_that_look_at_once_do_not_overfill_it(self, seed: Seeder) -> None:
+        for name in ("a", "b"):
+            add(seed, name, 1_000)
+        together = threading.Barrier(4)
+
+        def tick(_: int) -> int:
+            dispatcher = Dispatcher(seed.engine, SETTINGS, lambda bells: None)
+            together.wait(PATIENCE_S)
+            return dispatcher.tick()
+
+        with ThreadPoolExecutor(4) as pool:
+            queued = sum(pool.map(tick, range(4)))
+        assert queued == sum(seed.do(queries.in_flight).values()) == SETTINGS.window_jobs
 
 
 @pytest.mark.parametrize("case", range(3))

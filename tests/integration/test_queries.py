@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, select, text, update
+from sqlalchemy import Engine, event, select, text, update
 
 from orchestrator.state import queries
 from orchestrator.state.bulk import insert_jobs
@@ -81,6 +81,23 @@ class TestDispatch:
             lines = " ".join(str(row) for row in connection.execute(text(f"{plan} {statement}")))
         assert "jobs_batch_state_idx" in lines
         assert "Sort" not in lines and "TEMP B-TREE" not in lines
+
+    def test_the_window_is_counted_without_reading_the_backlog(self, seed: Seeder) -> None:
+        """Each tick counts it, and once more under the lock of those who fill it."""
+        asked: list[tuple[str, Any]] = []
+
+        def note(_: Any, __: Any, statement: str, given: Any, *___: Any) -> None:
+            asked.append((statement, given))
+
+        with seed.engine.begin() as connection:
+            event.listen(connection, "before_cursor_execute", note)
+            queries.in_flight(connection)
+            [(statement, given)] = asked
+            plan = "EXPLAIN QUERY PLAN" if seed.engine.dialect.name == "sqlite" else "EXPLAIN"
+            if seed.engine.dialect.name == "postgresql":
+                connection.execute(text("SET LOCAL enable_seqscan = off"))
+            lines = " ".join(str(row) for row in connection.exec_driver_sql(f"{plan} {statement}", given))
+        assert "jobs_queued_idx" in lines and "jobs_running_idx" in lines and "SCAN jobs" not in lines
 
     def test_two_dispatchers_queue_each_job_once(self, seed: Seeder) -> None:
         seed.batch(jobs=60)

@@ -39,8 +39,16 @@ from orchestrator.state.transitions import BatchStatus, JobState, Stage
 
 AGING_S = 600.0
 """Seconds of waiting that weigh as much as one point of a batch's priority: the urgent go first, nobody starves."""
+TURNS = 2
+"""Sets the lock under which the window is filled apart from other advisory locks."""
 # A job's own priority orders the jobs of its batch: all of its range is less than one point of the batch's.
 JOB_PRIORITY_S = AGING_S / 1000
+
+
+def take_turn(connection: Connection) -> None:
+    """Until the transaction ends, fill the window alone; waits for who does. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended("window", TURNS))))
 
 
 def dispatch(connection: Connection, batch_id: str, limit: int) -> Mapping[str, int]:
@@ -205,8 +213,10 @@ def any_held(connection: Connection, attempts_by_id: Mapping[int, int]) -> bool:
 
 def in_flight(connection: Connection) -> Mapping[str, int]:
     """Jobs queued or running, by batch: what fills the window."""
+    # Every one has a stage, and a worker: said so, SQLite too reads the two small indexes, and never the backlog's.
     held = union_all(
-        *(select(jobs.c.batch_id).where(in_state(state)) for state in (JobState.QUEUED, JobState.RUNNING))
+        select(jobs.c.batch_id).where(in_state(JobState.QUEUED), jobs.c.stage.in_(list(Stage))),
+        select(jobs.c.batch_id).where(in_state(JobState.RUNNING), jobs.c.worker_id.is_not(None)),
     ).subquery()
     statement = select(held.c.batch_id, func.count()).group_by(held.c.batch_id)
     return dict(connection.execute(statement).all())
