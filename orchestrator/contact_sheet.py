@@ -63,8 +63,8 @@ class Card:
 def write_sheet(engine: Engine, snapshot: Snapshot, settings: Settings, path: Path, *, seconds: float) -> None:
     """Draw the first jobs of a batch into a PNG. Raises OSError when the file cannot be written."""
     batch, counts = snapshot.batch, snapshot.counts
+    jobs = list(islice(queries.stream_jobs(engine, batch.id), CARDS_SHOWN))
     with reading(engine).connect() as connection:
-        jobs = list(islice(queries.stream_jobs(connection, batch.id), CARDS_SHOWN))
         prompts = {job["recipe_id"]: _read_prompt(queries.read_recipe(connection, job["recipe_id"])) for job in jobs}
     with ThreadPoolExecutor(THREADS) as threads:
         sources = list(threads.map(partial(_read_source, root=batch.image_root, settings=settings), jobs))

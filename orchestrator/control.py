@@ -6,7 +6,7 @@ returns, and claims look there.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -108,15 +108,8 @@ def retry(
 
     Bad rows are counted and left: no worker can mend them. Raises ControlError.
     """
-    moved = bad_rows = 0
-    with reading(engine).connect() as looking:
-        _find(looking, batch_id)
-        for page in queries.match_jobs(looking, batch_id, states=states, codes=codes, lines=lines):
-            ids = [job_id for job_id, good in page if good]
-            bad_rows += len(page) - len(ids)
-            if ids:
-                moved += _restart(engine, batch_id, ids, note)
-        return Change(_find(looking, batch_id), moved > 0, moved, bad_rows)
+    _look(engine, batch_id)
+    return _retry(engine, batch_id, queries.match_jobs(engine, batch_id, states=states, codes=codes, lines=lines), note)
 
 
 def retry_jobs(engine: Engine, batch_id: str, chosen: Iterable[Sequence[int]], *, note: Note = unnoted) -> Change:
@@ -124,16 +117,26 @@ def retry_jobs(engine: Engine, batch_id: str, chosen: Iterable[Sequence[int]], *
 
     Raises ControlError.
     """
-    moved = bad_rows = 0
-    with reading(engine).connect() as looking:
-        _find(looking, batch_id)
+
+    def read() -> Iterator[list[tuple[int, bool]]]:
         for ids in chosen:
-            found = queries.restartable(looking, batch_id, ids)
-            wanted = [job_id for job_id, good in found if good]
-            bad_rows += len(found) - len(wanted)
-            if wanted:
-                moved += _restart(engine, batch_id, wanted, note)
-        return Change(_find(looking, batch_id), moved > 0, moved, bad_rows)
+            with reading(engine).connect() as connection:
+                found = queries.restartable(connection, batch_id, ids)
+            yield found
+
+    _look(engine, batch_id)
+    return _retry(engine, batch_id, read(), note)
+
+
+def _retry(engine: Engine, batch_id: str, pages: Iterable[Sequence[tuple[int, bool]]], note: Note) -> Change:
+    """Set the good ones of these jobs pending again, page by page."""
+    moved = bad_rows = 0
+    for page in pages:
+        ids = [job_id for job_id, good in page if good]
+        bad_rows += len(page) - len(ids)
+        if ids:
+            moved += _restart(engine, batch_id, ids, note)
+    return Change(_look(engine, batch_id), moved > 0, moved, bad_rows)
 
 
 def _restart(engine: Engine, batch_id: str, ids: Sequence[int], note: Note) -> int:
@@ -164,6 +167,11 @@ def _ask(
     if not changed and batch.status not in over:
         raise ControlError(f"batch {batch_id} {_STANDS[batch.status]}; {otherwise}")
     return Change(batch, changed)
+
+
+def _look(engine: Engine, batch_id: str) -> Batch:
+    with reading(engine).connect() as connection:
+        return _find(connection, batch_id)
 
 
 def _find(connection: Connection, batch_id: str) -> Batch:
@@ -244,8 +252,7 @@ def delete(engine: Engine, batch_id: str, *, note: Note = unnoted) -> int:
 
     Interrupted, it is asked again. Raises ControlError for a batch that has not ended.
     """
-    with reading(engine).connect() as connection:
-        batch = _find(connection, batch_id)
+    batch = _look(engine, batch_id)
     if batch.ended_at is None:
         raise ControlError(f"batch {batch_id} {_STANDS[batch.status]}; cancel it before it is deleted")
     jobs = _move_in_chunks(engine, queries.delete_jobs, batch_id, float("inf"), note)

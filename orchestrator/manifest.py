@@ -8,14 +8,14 @@ import csv
 import io
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO
 
-from sqlalchemy import Connection, Engine, RowMapping
+from sqlalchemy import Engine, RowMapping
 
 from orchestrator.redaction import redact_cell
 from orchestrator.settings import Settings
@@ -61,9 +61,8 @@ def describe(job: RowMapping, revision: str) -> dict[str, Any]:
 
 def describe_jobs(engine: Engine, batch: Batch, states: Sequence[JobState] = ()) -> Iterator[dict[str, Any]]:
     """All jobs of a batch, described, in the catalogue's order."""
-    with reading(engine).connect() as connection:
-        for job in queries.stream_jobs(connection, batch.id, states=states):
-            yield describe(job, batch.revision)
+    for job in queries.stream_jobs(engine, batch.id, states=states):
+        yield describe(job, batch.revision)
 
 
 def write_manifest(engine: Engine, batch: Batch, settings: Settings) -> str:
@@ -128,12 +127,11 @@ def _pieces(texts: Iterator[str]) -> Iterator[str]:
 
 def _tell_rows(engine: Engine, batch: Batch) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """What is told of each job, and the catalogue's own values of its row."""
-    with reading(engine).connect() as connection:
-        recipes = _Recipes(connection)
-        for job, approved_take in _with_approved_take(queries.stream_jobs(connection, batch.id)):
-            told = {**describe(job, batch.revision), "approved_take": approved_take}
-            told["status"] = told.pop("state")
-            yield told, _as_given(job, recipes)
+    recipes = _Recipes(engine)
+    for job, approved_take in _with_approved_take(queries.stream_jobs(engine, batch.id)):
+        told = {**describe(job, batch.revision), "approved_take": approved_take}
+        told["status"] = told.pop("state")
+        yield told, _as_given(job, recipes)
 
 
 class _Table:
@@ -176,8 +174,13 @@ def _name_apart(name: str, taken: Sequence[str]) -> str:
 class _Recipes:
     """Recipe bodies by id, the most used kept."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.read = lru_cache(1000)(lambda recipe_id: queries.read_recipe(connection, recipe_id) or {})
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.read = lru_cache(1000)(self._read)
+
+    def _read(self, recipe_id: str) -> Mapping[str, Any]:
+        with reading(self._engine).connect() as connection:
+            return queries.read_recipe(connection, recipe_id) or {}
 
 
 def read_given(job: RowMapping) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
@@ -25,7 +26,7 @@ from starlette.types import Scope as Connection
 from orchestrator.access.keys import check_key
 from orchestrator.access.scopes import Scope
 from orchestrator.api.limits import Buckets
-from orchestrator.api.problems import RESPONSES, Problem, problem_response
+from orchestrator.api.problems import RESPONSES, Problem, problem_response, translate
 from orchestrator.api.resources import Resources, resources_of
 
 PUBLIC = re.compile(r"/healthz|/readyz|/sign-in|/static/.*")
@@ -135,10 +136,8 @@ class Gate:
             return
         try:
             scope.setdefault("state", {})["caller"] = await run_in_threadpool(self._admit, scope)
-        except DBAPIError:
-            answer: Response = problem_response(
-                Problem(503, "unavailable", "the database does not answer", headers={"retry-after": "5"})
-            )
+        except (DBAPIError, PoolTimeout) as error:
+            answer: Response = problem_response(translate(error))
         except Problem as problem:
             wants_page = scope["method"] == "GET" and "text/html" in Headers(scope=scope).get("accept", "")
             page = problem.status == 401 and wants_page and not scope["path"].startswith("/v1")

@@ -1,6 +1,6 @@
 """What a batch has made, as one download: the manifest while the batch runs, and its pictures in a ZIP.
 
-Owns the streaming; a caller who reads slowly holds one page of rows and one picture.
+Owns the streaming; a caller who reads slowly holds one page of rows and one picture, and no connection of the database.
 """
 
 import tempfile
@@ -15,7 +15,6 @@ from orchestrator.api.archive import CHUNK_BYTES, Archive
 from orchestrator.api.batches import BatchId, find_batch
 from orchestrator.api.resources import Open, Resources
 from orchestrator.state import queries
-from orchestrator.state.database import reading
 from orchestrator.state.queries import Batch
 from orchestrator.state.transitions import JobState
 from orchestrator.storage import StorageError, open_object, result_name
@@ -60,15 +59,14 @@ def get_archive(_: Reader, opened: Open, batch_id: BatchId) -> StreamingResponse
 
 def _write_archive(opened: Resources, batch: Batch) -> Iterator[bytes]:
     with Archive() as archive, tempfile.TemporaryFile() as missing:
-        with reading(opened.engine).connect() as connection:
-            for job in queries.stream_jobs(connection, batch.id, states=(JobState.SUCCEEDED,)):
-                name = result_name(job["custom_id"], job["take"])
-                try:
-                    store, key = open_object(job["result"], opened.settings)
-                    with store.open(key) as picture:
-                        yield from archive.add(name, _read(picture))
-                except StorageError as error:
-                    missing.write(f"{name}: {error}\n".encode())
+        for job in queries.stream_jobs(opened.engine, batch.id, states=(JobState.SUCCEEDED,)):
+            name = result_name(job["custom_id"], job["take"])
+            try:
+                store, key = open_object(job["result"], opened.settings)
+                with store.open(key) as picture:
+                    yield from archive.add(name, _read(picture))
+            except StorageError as error:
+                missing.write(f"{name}: {error}\n".encode())
         yield from archive.add("manifest.jsonl", manifest.stream_lines(opened.engine, batch))
         yield from archive.add("manifest.csv", manifest.stream_table(opened.engine, batch))
         if missing.tell():

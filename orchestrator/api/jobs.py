@@ -104,8 +104,8 @@ def list_jobs(
 @router.get("/v1/jobs/{job_id}", response_model=JobDetail)
 def get_job(_: Reader, opened: Open, job_id: JobId) -> JobDetail:
     """One job with its recipe, stages, attempts and takes."""
+    history = _find(opened, job_id)
     with reading(opened.engine).connect() as connection:
-        history = _find(opened, job_id)
         batch = queries.read_batch(connection, history.job["batch_id"])
         recipe = history.job["recipe_id"] and queries.read_recipe(connection, history.job["recipe_id"])
     return job_detail(history, batch.revision if batch else "", recipe, manifest.read_given(history.job))

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -91,7 +92,8 @@ def problem_response(problem: Problem) -> JSONResponse:
 
 TOLD: tuple[type[Exception], ...] = (
     Problem, HTTPException, RequestValidationError, ControlError, BatchError, CatalogueError, OptionError,
-    CheckpointError, FireTimeError, ScheduleError, WebhookError, StorageError, DBAPIError, RedisError,
+    CheckpointError, FireTimeError, ScheduleError, WebhookError, StorageError, DBAPIError, PoolTimeout,
+    RedisError,
 )  # fmt: skip
 """The errors that `translate` knows."""
 
@@ -180,6 +182,10 @@ def translate(error: Exception) -> Problem:
             return Problem(404, error.code, str(error))
         case StorageError():
             return Problem(503, error.code, str(error), headers={"retry-after": "5"})
+        case PoolTimeout():
+            log.warning("all connections to the database are in use", error=_first_line(error))
+            detail = "all connections to the database are in use"
+            return Problem(503, "unavailable", detail, headers={"retry-after": "5"})
         case _:
             log.warning("a server does not answer", error=_first_line(error))
             name = "Redis" if isinstance(error, RedisError) else "the database"

@@ -16,6 +16,7 @@ import structlog
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from orchestrator.api.shapes import batch_etag
 from orchestrator.state import queries
@@ -124,7 +125,7 @@ class Watcher:
             look = self._begun
             try:
                 seen = await run_in_threadpool(self._look, list(self._listeners))
-            except DBAPIError as error:
+            except (DBAPIError, PoolTimeout) as error:
                 log.warning("the database does not answer; looking again", error=str(error).partition("\n")[0])
                 await self._rest(1.0)
                 continue

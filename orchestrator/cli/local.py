@@ -86,9 +86,8 @@ class Local:
         batch = self._find(batch_id)
 
         def read() -> Iterator[shapes.Job]:
-            with reading(self._engine).connect() as connection:
-                for job in queries.stream_jobs(connection, batch_id, states=states):
-                    yield shapes.Job(id=job["id"], **manifest.describe(job, batch.revision))
+            for job in queries.stream_jobs(self._engine, batch_id, states=states):
+                yield shapes.Job(id=job["id"], **manifest.describe(job, batch.revision))
 
         return read()
 

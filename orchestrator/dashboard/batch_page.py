@@ -116,9 +116,9 @@ def look(kept: Kept, batch_id: str, filter_: UrlFilter, *, live: bool = True, jo
         )
         decisions: Mapping[str, int] = queries.count_decisions(connection, batch.id) if live else {}
         failures = _failures(connection, batch.id) if live else ()
-        counts = kept.counts([batch])[batch.id]
-        chart = _chart(kept, connection, batch, now_s, counts.ended) if live else None
-        per_s = batch_rate_per_s(connection, batch, now_s) if live and batch.ended_at is None else None
+    # A request holds one connection at a time, and counting takes its own.
+    counts = kept.counts([batch])[batch.id]
+    chart, per_s = _tempo(kept, batch, now_s, counts.ended) if live else (None, None)
     took_s = batch.ended_at - batch.started_at if batch.ended_at and batch.started_at else None
     # One that was reopened stood still in between: its whole time tells no rate.
     if took_s and not batch.reopened and counts.succeeded > counts.reused:
@@ -173,6 +173,15 @@ def _facts(batch: Batch) -> tuple[tuple[str, str | float], ...]:
         **({"Asked again": plural(batch.reopened, "time")} if batch.reopened else {}),
     }  # fmt: skip
     return tuple(found.items())
+
+
+def _tempo(
+    kept: Kept, batch: Batch, now_s: float, ended: int
+) -> tuple[charts.Throughput | None, float | None]:  # fmt: skip
+    """What ended when, and jobs a second; None while nothing has ended, and no rate where the batch has."""
+    with reading(kept.opened.engine).connect() as connection:
+        chart = _chart(kept, connection, batch, now_s, ended)
+        return chart, batch_rate_per_s(connection, batch, now_s) if batch.ended_at is None else None
 
 
 def _chart(

@@ -18,7 +18,7 @@ from torch import stack
 from kontext_model.canvas import Canvas, choose
 from orchestrator.presets import PRESETS
 from orchestrator.state import queries
-from orchestrator.state.database import open_database, reading
+from orchestrator.state.database import open_database
 from orchestrator.state.transitions import JobState, Stage
 from orchestrator.storage import open_object, open_store
 from tests.chaos.drill import SETTLING_S, Run
@@ -53,8 +53,7 @@ def check(run: Run, bars_s: Mapping[str, float]) -> list[Figure]:
     """Every figure of a run; `bars_s`: who sees a death → the most seconds until its jobs run again."""
     assert run.settings.database_url is not None
     engine = open_database(run.settings.database_url)
-    with reading(engine).connect() as connection:
-        rows = [dict(row) for batch in run.batches for row in queries.stream_jobs(connection, batch)]
+    rows = [dict(row) for batch in run.batches for row in queries.stream_jobs(engine, batch)]
     engine.dispose()
     events = read_record(run.record)
     crashes = [struck.at_s for struck in run.struck if struck.name == "PostgreSQL crashed"]

@@ -65,8 +65,7 @@ class Seeder:
 
     def rows(self, batch_id: str = "b") -> list[dict[str, Any]]:
         """All jobs of a batch as they stand, in the catalogue's order."""
-        with reading(self.engine).connect() as connection:
-            return [dict(row) for row in queries.stream_jobs(connection, batch_id)]
+        return [dict(row) for row in queries.stream_jobs(self.engine, batch_id)]
 
     def row(self, job_id: int) -> dict[str, Any]:
         """One job as it stands."""

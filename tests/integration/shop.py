@@ -18,7 +18,6 @@ from kontext_model.text import TextEmbeds
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.bulk import insert_jobs
-from orchestrator.state.database import reading
 from orchestrator.state.messages import Bell
 from orchestrator.state.transitions import Stage
 from tests.integration.seeding import REVISION, Seeder, job_row
@@ -90,8 +89,7 @@ class Shop:
         return self.editor.calls
 
     def rows(self, batch_id: str) -> list[dict[str, Any]]:
-        with reading(self.engine).connect() as connection:
-            return [dict(row) for row in queries.stream_jobs(connection, batch_id)]
+        return [dict(row) for row in queries.stream_jobs(self.engine, batch_id)]
 
 
 def photo(colour: str, size: tuple[int, int] = (64, 64)) -> bytes:

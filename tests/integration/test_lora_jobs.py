@@ -97,8 +97,7 @@ class Shop:
         return editor
 
     def rows(self, batch_id: str) -> list[dict[str, Any]]:
-        with reading(self.engine).connect() as connection:
-            return [dict(row) for row in queries.stream_jobs(connection, batch_id)]
+        return [dict(row) for row in queries.stream_jobs(self.engine, batch_id)]
 
     def recipe(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         with reading(self.engine).connect() as connection:

@@ -504,8 +504,7 @@ class TestViews:
         seed.batch("other", jobs=3)
         assert [row["line"] for row in seed.rows()] == list(range(1, count + 1))
         seed.do(queries.dispatch, "b", PAGE_ROWS + 5)
-        with reading(seed.engine).connect() as connection:
-            queued = list(queries.stream_jobs(connection, "b", states=[JobState.QUEUED]))
+        queued = list(queries.stream_jobs(seed.engine, "b", states=[JobState.QUEUED]))
         assert len(queued) == PAGE_ROWS + 5
         assert [row["line"] for row in queued] == sorted(row["line"] for row in queued)
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, case, func, literal_column, or_, select, tuple_, update
+from sqlalchemy import Connection, Engine, RowMapping, case, func, literal_column, or_, select, tuple_, update
 
-from orchestrator.state.database import insert_new, now
+from orchestrator.state.database import insert_new, now, reading
 from orchestrator.state.queries.outbox import tell_of_batch
 from orchestrator.state.tables import batches, jobs
 from orchestrator.state.transitions import BATCH_MOVES, OPEN_BATCH, BatchStatus, Event, JobState
@@ -242,8 +242,11 @@ def count_batches(connection: Connection) -> Mapping[str, int]:
     return dict(connection.execute(select(batches.c.status, func.count()).group_by(batches.c.status)).all())
 
 
-def stream_jobs(connection: Connection, batch_id: str, *, states: Sequence[JobState] = ()) -> Iterator[RowMapping]:
-    """All jobs of a batch in the catalogue's order, in pages by key: constant memory, no long transaction."""
+def stream_jobs(engine: Engine, batch_id: str, *, states: Sequence[JobState] = ()) -> Iterator[RowMapping]:
+    """All jobs of a batch in the catalogue's order, in pages by key: constant memory, no long transaction.
+
+    A connection is held for the reading of a page alone: whoever takes the rows may be slow.
+    """
     after = (-1, -1)
     while True:
         statement = (
@@ -254,7 +257,8 @@ def stream_jobs(connection: Connection, batch_id: str, *, states: Sequence[JobSt
         )
         if states:
             statement = statement.where(jobs.c.state.in_(states))
-        rows = connection.execute(statement).mappings().all()
+        with reading(engine).connect() as connection:
+            rows = connection.execute(statement).mappings().all()
         yield from rows
         if len(rows) < PAGE_ROWS:
             return

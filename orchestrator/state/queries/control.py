@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, case, delete, func, insert, or_, select, tuple_, update
 
-from orchestrator.state.database import now
+from orchestrator.state.database import now, reading
 from orchestrator.state.queries.batches import PAGE_ROWS, BatchCounts
 from orchestrator.state.queries.jobs import AGING_S, unfinished
 from orchestrator.state.queries.outbox import tell_of_batch, tell_of_failed_jobs
@@ -148,14 +148,17 @@ def _chosen(batch_id: str, state: JobState, limit: int) -> Any:
 
 
 def match_jobs(
-    connection: Connection,
+    engine: Engine,
     batch_id: str,
     *,
     states: Sequence[JobState],
     codes: Sequence[str] = (),
     lines: Sequence[int] = (),
 ) -> Iterator[list[tuple[int, bool]]]:
-    """The jobs of a batch in these states, in pages by key: (id, whether its row was good)."""
+    """The jobs of a batch in these states, in pages by key: (id, whether its row was good).
+
+    A connection is held for the reading of a page alone: who takes it writes by another.
+    """
     wanted: list[ColumnElement[bool]] = [jobs.c.batch_id == batch_id, jobs.c.state.in_(states)]
     wanted += [jobs.c.code.in_(codes)] if codes else []
     wanted += [jobs.c.line.in_(lines)] if lines else []
@@ -167,7 +170,8 @@ def match_jobs(
             .order_by(jobs.c.line, jobs.c.take)
             .limit(PAGE_ROWS)
         )
-        rows = connection.execute(statement).all()
+        with reading(engine).connect() as connection:
+            rows = connection.execute(statement).all()
         if rows:
             yield [(row.id, row.recipe_id is not None) for row in rows]
         if len(rows) < PAGE_ROWS:
