@@ -8,6 +8,7 @@ import hmac
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
@@ -19,7 +20,7 @@ from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
 
@@ -135,7 +136,9 @@ class Gate:
                 await self._app(scope, receive, send)
             return
         try:
-            scope.setdefault("state", {})["caller"] = await run_in_threadpool(self._admit, scope)
+            state = scope.setdefault("state", {})
+            state["caller"] = await run_in_threadpool(self._admit, scope)
+            state["still"] = partial(self._still, Headers(scope=scope))
         except (DBAPIError, PoolTimeout) as error:
             answer: Response = problem_response(translate(error))
         except Problem as problem:
@@ -150,8 +153,11 @@ class Gate:
         """The caller; None on public paths. Raises Problem."""
         headers, host = Headers(scope=scope), (scope.get("client") or ("", 0))[0]
         if PUBLIC.fullmatch(scope["path"]):
-            if scope["method"] not in SAFE:  # sign-in
+            changes = scope["method"] not in SAFE
+            if changes:
                 check_origin(headers)
+            # Who signs in guesses, by a form or by a link.
+            if changes or (scope["path"] == "/sign-in" and "token" in QueryParams(scope["query_string"])):
                 self._strangers.take(host)
             return None
         caller = self._identify(headers)
@@ -162,6 +168,13 @@ class Gate:
             check_origin(headers)
         self._buckets.take(caller.id)
         return caller
+
+    def _still(self, headers: Headers) -> bool:
+        """Whether the credentials of a call that goes on hold as yet; what cannot be asked just now ends no call."""
+        try:
+            return self._identify(headers) is not None
+        except (DBAPIError, PoolTimeout):
+            return True
 
     def _identify(self, headers: Headers) -> Caller | None:
         if (authorization := headers.get("authorization")) is not None:

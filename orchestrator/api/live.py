@@ -1,12 +1,15 @@
 """Server-sent events: every open batch or one of them, and again whenever it changes.
 
-Owns their form. Who looks at SQL, and how often, is the watcher's.
+Owns their form, and that whose key is revoked hears no more. Who looks at SQL, and how often, is the watcher's.
 """
 
 import json
+import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
+from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
@@ -14,8 +17,10 @@ from orchestrator.api.access import Reader, open_router
 from orchestrator.api.batches import BatchId, find_batch
 from orchestrator.api.resources import Open
 from orchestrator.api.shapes import batch_shape
-from orchestrator.api.watcher import Watcher
+from orchestrator.api.watcher import Standing, Watcher
 
+CHECK_S = 15.0
+"""So long a caller is told of changes before its credentials are looked at again."""
 router = open_router(tags=["live"])
 _EVENT: dict[str, Any] = {
     "type": "object",
@@ -40,23 +45,35 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/v1/events", response_class=StreamingResponse, responses=_EVENTS)
-async def stream_all(_: Reader, opened: Open) -> StreamingResponse:
+async def stream_all(_: Reader, request: Request, opened: Open) -> StreamingResponse:
     """Every open batch, and again whenever one changes, until the caller leaves."""
-    return _stream(opened.service(Watcher), None)
+    return _stream(request, opened.service(Watcher), None)
 
 
 @router.get("/v1/batches/{batch_id}/events", response_class=StreamingResponse, responses=_EVENTS)
-async def stream_batch(_: Reader, opened: Open, batch_id: BatchId) -> StreamingResponse:
+async def stream_batch(_: Reader, request: Request, opened: Open, batch_id: BatchId) -> StreamingResponse:
     """One batch, and again whenever it changes, until it has ended or the caller leaves."""
 
     await run_in_threadpool(find_batch, opened, batch_id)
-    return _stream(opened.service(Watcher), batch_id)
+    return _stream(request, opened.service(Watcher), batch_id)
 
 
-def _stream(watcher: Watcher, batch_id: str | None) -> StreamingResponse:
+async def follow(request: Request, watcher: Watcher, batch_id: str | None) -> AsyncIterator[Standing | None]:
+    """What the watcher tells, for as long as the caller's key or session holds."""
+    checked_s = time.monotonic()
+    async with aclosing(watcher.follow(batch_id)) as standings:
+        async for standing in standings:
+            if time.monotonic() - checked_s >= CHECK_S:
+                if not await run_in_threadpool(request.state.still):
+                    return
+                checked_s = time.monotonic()
+            yield standing
+
+
+def _stream(request: Request, watcher: Watcher, batch_id: str | None) -> StreamingResponse:
     async def write() -> AsyncIterator[str]:
         yield "retry: 2000\n\n"
-        async for standing in watcher.follow(batch_id):
+        async for standing in follow(request, watcher, batch_id):
             if standing is None:
                 yield ": still here\n\n"
                 continue

@@ -7,9 +7,10 @@ event costs a moment, not the truth. Who looks at SQL, and how often, is `orches
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import Query, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from orchestrator.api import live
 from orchestrator.api.access import Reader
 from orchestrator.api.resources import Open
 from orchestrator.api.watcher import Watcher
@@ -19,14 +20,16 @@ router = page_router()
 
 
 @router.get("/live")
-async def follow(_: Reader, opened: Open, batch: Annotated[str, Query(max_length=100)] = "") -> Response:
+async def follow(
+    _: Reader, request: Request, opened: Open, batch: Annotated[str, Query(max_length=100)] = ""
+) -> Response:
     """Events of one batch, or of all that are open; the first one at once."""
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    events = _events(opened.service(Watcher), batch or None)
+    events = _events(request, opened.service(Watcher), batch or None)
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-async def _events(watcher: Watcher, batch_id: str | None) -> AsyncIterator[str]:
+async def _events(request: Request, watcher: Watcher, batch_id: str | None) -> AsyncIterator[str]:
     yield "retry: 2000\n\n"
-    async for standing in watcher.follow(batch_id):
+    async for standing in live.follow(request, watcher, batch_id):
         yield ": still here\n\n" if standing is None else "event: changed\ndata: 1\n\n"

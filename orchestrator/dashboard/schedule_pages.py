@@ -120,13 +120,13 @@ def fire(caller: Submitter, kept: Services, name: Name) -> Response:
 
 
 @router.post("/schedules/{name}/pause")
-def pause(caller: Submitter, kept: Services, name: Name) -> Response:
+def pause(caller: Admin, kept: Services, name: Name) -> Response:
     """Fire no more until it is resumed."""
     return _ask(kept, caller, name, "pause", schedules.pause, "Paused: it fires no more until it is enabled")
 
 
 @router.post("/schedules/{name}/resume")
-def resume(caller: Submitter, kept: Services, name: Name) -> Response:
+def resume(caller: Admin, kept: Services, name: Name) -> Response:
     """Fire again, from now on."""
     return _ask(kept, caller, name, "resume", schedules.resume, "Enabled: it fires again from now on")
 

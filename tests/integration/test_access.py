@@ -282,6 +282,18 @@ def test_a_caller_who_asks_too_often_is_told_when_to_come_back(
         assert client.get("/v1/openapi.json", headers=second).status_code == 200
 
 
+def test_links_are_guessed_as_slowly_as_keys(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Buckets.__init__, "__defaults__", (lambda: 1000.0,))  # no time passes
+    monkeypatch.setattr(access, "STRANGER_BURST", 3.0)
+    guess = f"ot_{'0' * 12}_{'x' * 43}"
+    url = engine.url.render_as_string(hide_password=False)
+    with TestClient(build_app(Settings(home=tmp_path, database_url=url, broker_url=BROKER))) as client:
+        asked = [f"/sign-in?token={guess}", f"/sign-in?next=/&%74oken={guess}"] * 2
+        assert [client.get(path).status_code for path in asked] == [401, 401, 401, 429]
+        assert client.post("/sign-in", data={"secret": guess}).status_code == 429
+        assert [client.get("/sign-in?next=/").status_code for _ in range(5)] == [200] * 5
+
+
 def test_the_audit_log_lists_the_newest_changes_first(engine: Engine) -> None:
     with engine.begin() as connection:
         for target in ("a", "b", "a"):

@@ -397,6 +397,29 @@ def test_a_schedule_is_made_fired_paused_and_removed(client: TestClient, engine:
     assert "No schedule yet" in client.get("/schedules").text
 
 
+def test_schedules_are_fired_with_scope_submit_and_changed_by_admins_alone(
+    enter: Callable[[Scope], TestClient], seed: Seeder
+) -> None:
+    form = {"name": "nightly", "cron": "0 2 * * *", "catalogue": "s3://shop/a.csv"}
+    admin, submitter = enter(Scope.ADMIN), enter(Scope.SUBMIT)
+    assert admin.post("/schedules", data=form).status_code == 303
+
+    def paused() -> bool:
+        ((schedule, _),) = seed.do(queries.list_schedules)
+        return bool(schedule.paused)
+
+    assert submitter.post("/schedules/nightly/fire").headers["location"] == "/schedules"
+    for action, before in (("pause", False), ("resume", True)):
+        text = submitter.get("/schedules").text
+        assert "Run now" in text and "Pause<" not in text and "Enable<" not in text
+        submitter.post(f"/schedules/nightly/{action}")
+        assert paused() is before
+        admin.post(f"/schedules/nightly/{action}")
+        assert paused() is not before
+    text = admin.get("/schedules").text
+    assert "Run now" in text and "Pause<" in text
+
+
 def _photo() -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (64, 64), "teal").save(stream, "JPEG")

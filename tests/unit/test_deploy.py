@@ -1,5 +1,6 @@
 """The deployment files against what they deploy: commands, variables, ports, copied paths, and the published schema."""
 
+import asyncio
 import json
 import re
 import shlex
@@ -10,11 +11,14 @@ from typing import Any
 import jsonschema
 import pytest
 import typer
+import uvicorn
 import yaml
 from fastapi.routing import iter_route_contexts
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from orchestrator.access.scopes import Scope
 from orchestrator.api import health
+from orchestrator.api.app import serve
 from orchestrator.cli import app
 from orchestrator.settings import FOREIGN, PREFIX, Settings, read_settings
 from orchestrator.state.transitions import Stage
@@ -186,6 +190,39 @@ def test_hosts_and_ports_are_those_of_the_services(services: dict[str, Any], tex
     control = dict(instructions(DEPLOY / "control.Dockerfile"))
     assert int(control["EXPOSE"]) == listens["serve"] == parse(json.loads(control["CMD"]))["port"]
     assert "/readyz" in {route.path for route in api_routes()}
+
+
+def test_the_api_believes_the_proxy_of_whom_it_asks_for_and_nobody_else(
+    services: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "FORWARDED_ALLOW_IPS"
+    monkeypatch.setenv(name, services["serve"]["environment"][name])
+    configured: list[uvicorn.Config] = []
+
+    class Server:
+        started = False
+
+        def __init__(self, config: uvicorn.Config) -> None:
+            configured.append(config)
+
+        async def serve(self) -> None:
+            pass
+
+    monkeypatch.setattr(uvicorn, "Server", Server)
+    serve(Settings(database_url="sqlite://", broker_url="redis://127.0.0.1:1/0"), "0.0.0.0", 0)
+    (config,) = configured
+    assert config.proxy_headers
+    seen: list[tuple[str, str]] = []
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope["client"][0], scope["scheme"]))
+
+    behind = ProxyHeadersMiddleware(answer, config.forwarded_allow_ips)
+    headers = [(b"x-forwarded-proto", b"https"), (b"x-forwarded-for", b"198.51.100.6, 203.0.113.7")]
+    for asking in ("172.18.0.1", "203.0.113.9"):  # the gateway of compose's network; somebody else
+        scope: Any = {"type": "http", "scheme": "http", "client": (asking, 1), "headers": headers}
+        asyncio.run(behind(scope, None, None))  # type: ignore[arg-type]
+    assert seen == [("203.0.113.7", "https"), ("203.0.113.9", "http")], "the one that the proxy added, not the caller"
 
 
 def api_routes() -> list[Any]:
