@@ -7,14 +7,14 @@ often for more listeners; what many are told of one look is made once.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -26,6 +26,8 @@ from orchestrator.tallies import Tallies
 
 INTERVAL_S = 0.33
 KEEP_ALIVE_S = 15.0
+# Whoever listens to all batches and takes what it is told slowly hears of an end for so long.
+ENDED_S = 60.0
 # A look takes milliseconds; only one that hangs is left to itself.
 CLOSE_S = 5.0
 EVERYTHING = "*"
@@ -56,7 +58,7 @@ class Watcher:
         self._task: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
 
-    async def follow(self, batch_id: str | None = None) -> AsyncIterator[Standing | None]:
+    async def follow(self, batch_id: str | None = None) -> AsyncGenerator[Standing | None, None]:
         """How a batch stands, or every open one, and again whenever that changes; None when nothing did for a while."""
         told: dict[str, str] = {}
         with self._listening(batch_id or EVERYTHING):
@@ -151,11 +153,19 @@ class Watcher:
             }
             if EVERYTHING in listened:
                 batches |= {batch.id: batch for batch in queries.open_batches(connection)}
-                # Those that have ended since are told of once more, and then kept as they were.
-                for batch_id, standing in self._seen.items():
-                    if batch_id not in batches:
-                        ended = standing.batch.ended_at is not None
-                        batches[batch_id] = standing.batch if ended else queries.read_batch(connection, batch_id)
+                batches |= self._ended_since(connection, batches)
         found = [batch for batch in batches.values() if batch is not None]
         counts = self._tallies.counts_of(found)
         return {b.id: Standing(b, counts[b.id], batch_etag(b, counts[b.id])) for b in found}
+
+    def _ended_since(self, connection: Connection, known: Collection[str]) -> dict[str, Batch]:
+        """Those seen at the last look that are open no more: each is told of as it ended, and then for a minute."""
+        before = {batch_id: standing.batch for batch_id, standing in self._seen.items() if batch_id not in known}
+        if not before:
+            return {}
+        since_s = queries.read_clock(connection) - ENDED_S
+        return {
+            batch.id: batch
+            for batch in queries.read_batches(connection, list(before))
+            if before[batch.id].ended_at is None or (batch.ended_at or since_s) > since_s
+        }

@@ -1,5 +1,6 @@
 """The API as a shop's system calls it: batches made, watched, controlled; jobs listed; results fetched."""
 
+import asyncio
 import hashlib
 import io
 import json
@@ -12,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, update
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Engine, delete, update
+from starlette.types import Message
 
+from orchestrator.access.keys import create_key
 from orchestrator.access.scopes import Scope
 from orchestrator.api import live
 from orchestrator.api.watcher import Watcher
 from orchestrator.state import queries
+from orchestrator.state.database import now
 from orchestrator.state.queries import BatchCounts
-from orchestrator.state.tables import jobs
+from orchestrator.state.tables import batches, jobs
 from orchestrator.state.transitions import BatchStatus, Stage
 from tests.integration.api_client import Api, open_api
 from tests.integration.seeding import Seeder
@@ -304,6 +309,66 @@ class TestWatching:
 
         assert api.client.portal is not None
         assert sorted(api.client.portal.call(read)) == ["b", "c"]
+
+    @pytest.mark.parametrize("path", ["/v1/events", "/v1/batches/b/events", "/live"])
+    def test_a_stream_ends_with_its_callers_key(
+        self, api: Api, seed: Seeder, monkeypatch: pytest.MonkeyPatch, path: str
+    ) -> None:
+        monkeypatch.setattr(live, "CHECK_S", 0.0)
+        seed.batch(jobs=1)
+        made = create_key(api.engine, "a shop", Scope.READ)
+        heard: list[bytes] = []
+
+        async def hear(message: Message) -> None:
+            heard.append(message.get("body", b""))
+            if heard[-1]:  # the stream has begun
+                await run_in_threadpool(seed.do, queries.revoke_key, made.key.id)
+
+        async def stay() -> Message:
+            return await asyncio.get_running_loop().create_future()  # as a caller who never hangs up
+
+        async def listen() -> None:
+            headers = [(b"authorization", f"Bearer {made.secret}".encode())]
+            scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": path, "raw_path": path.encode(),
+                     "query_string": b"", "headers": headers, "client": ("192.0.2.1", 1), "scheme": "http",
+                     "server": ("testserver", 80), "root_path": ""}  # fmt: skip
+            async with asyncio.timeout(PATIENCE_S):
+                await api.app(scope, stay, hear)
+
+        assert api.client.portal is not None
+        api.client.portal.call(listen)
+        assert [piece for piece in heard if piece] == [b"retry: 2000\n\n"]
+
+    def test_who_listens_to_all_hears_an_end_and_is_not_told_of_it_for_ever(self, api: Api, seed: Seeder) -> None:
+        for batch_id in ("long ago", "just now", "open"):
+            seed.batch(batch_id, jobs=1)
+        watcher = api.app.state.resources.service(Watcher)
+        watcher._interval_s = 0.0
+        told: list[tuple[str, bool]] = []
+
+        async def listen() -> None:
+            async for standing in watcher.follow():
+                if standing is not None:
+                    told.append((standing.batch.id, standing.batch.ended_at is not None))
+
+        def end(batch_id: str, ago_s: float) -> None:
+            ended = update(batches).where(batches.c.id == batch_id).values(status="completed", ended_at=now() - ago_s)
+            seed.do(lambda connection: connection.execute(ended))
+
+        assert api.client.portal is not None
+        listener = api.client.portal.start_task_soon(listen)
+        try:
+            wait_until(lambda: len(told) == 3, "all are told of")
+            end("just now", 0.0)
+            end("long ago", 61.0)
+            wait_until(lambda: ("long ago", True) in told and ("just now", True) in told, "both ends are told of")
+            wait_until(lambda: not watcher.sees("long ago"), "what ended a minute ago is told of no more")
+            assert watcher.sees("just now") and watcher.sees("open"), "slow listeners hear of it yet"
+            seed.do(lambda connection: connection.execute(delete(jobs).where(jobs.c.batch_id == "just now")))
+            seed.do(queries.delete_batch, "just now")
+            wait_until(lambda: not watcher.sees("just now"), "what is deleted is told of no more")
+        finally:
+            listener.cancel()
 
     def test_many_who_wait_for_a_batch_are_told_by_one_look(
         self, api: Api, seed: Seeder, monkeypatch: pytest.MonkeyPatch

@@ -90,6 +90,12 @@ def read_batch(connection: Connection, batch_id: str) -> Batch | None:
     return None if row is None else as_batch(row)
 
 
+def read_batches(connection: Connection, batch_ids: Sequence[str]) -> list[Batch]:
+    """Those of these batches that there are."""
+    statement = select(batches).where(batches.c.id.in_(batch_ids))
+    return [as_batch(row) for row in connection.execute(statement).mappings()]
+
+
 def list_batches(
     connection: Connection,
     *,
