@@ -8,6 +8,7 @@ statements.
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -59,11 +60,11 @@ class Dispatcher:
             return 0
         with reading(self._engine).connect() as connection:
             now_s = queries.read_clock(connection)
-            in_flight = dict(queries.in_flight(connection))
+            in_flight, waiting = dict(queries.in_flight(connection)), queries.backing_off(connection)
         for batch in batches:
             enforce(self._engine, batch, now_s, ENFORCE_S)
         self._break_off(batches)
-        queued = self._fill(batches, in_flight, now_s)
+        queued = self._fill(batches, in_flight, waiting, now_s)
         for batch in batches:
             if batch.status in queries.ENDS and not in_flight.get(batch.id):
                 self._close(batch)
@@ -73,10 +74,12 @@ class Dispatcher:
         """Wait for the manifests that are being written."""
         self._closer.wait(timeout_s)
 
-    def _fill(self, batches: Sequence[Batch], in_flight: dict[str, int], now_s: float) -> int:
+    def _fill(
+        self, batches: Sequence[Batch], in_flight: dict[str, int], waiting: Mapping[str, int], now_s: float
+    ) -> int:
         queued, exhausted = 0, set[str]()
         # Again until the window is full: what a batch has no jobs for is room for the others.
-        while shares := share_window(batches, in_flight, self._settings, exhausted, now_s):
+        while shares := share_window(batches, in_flight, self._settings, exhausted, now_s, waiting):
             for batch, share in shares:
                 count = self._dispatch(batch, share, sum(in_flight.values()))
                 in_flight[batch.id] = in_flight.get(batch.id, 0) + count
@@ -134,12 +137,14 @@ def share_window(
     settings: Settings,
     exhausted: Collection[str] = (),
     now_s: float = 0.0,
+    waiting: Mapping[str, int] = MappingProxyType({}),
 ) -> list[tuple[Batch, int]]:
     """How many more jobs each batch may queue: urgent batches first, those of equal rank filled to one level.
 
     The window is bounded in jobs, and in the bytes that the handoffs of all open `batches` may take; a unit always
     fits. It is refilled by quarters, or by units for a batch of the highest rank that has less than a unit in flight.
-    Batches that do not run or are `exhausted` get nothing; the former keep no others waiting but for their bytes.
+    Batches that do not run or are `exhausted` get nothing; the former keep no others waiting but for their bytes. Nor
+    do the jobs of `in_flight` that are `waiting` for their next try, whose own batch gets no second window meanwhile.
     `now_s` is the database's clock.
     """
     running = [batch for batch in batches if batch.status == BatchStatus.RUNNING]
@@ -147,14 +152,15 @@ def share_window(
     if not hungry:
         return []
     held = sum(in_flight.get(batch.id, 0) for batch in running)
+    busy = held - sum(waiting.get(batch.id, 0) for batch in running)
     held_bytes = sum(in_flight.get(batch.id, 0) * batch.handoff_bytes for batch in batches)
     fitting = (settings.window_bytes - held_bytes) // max(batch.handoff_bytes for batch in hungry)
-    room = max(min(settings.window_jobs - held, fitting), settings.unit_size - held)
+    room = max(min(settings.window_jobs - busy, fitting), settings.unit_size - held)
     ranks = {batch.id: rank(batch, now_s) for batch in hungry}
     starving = any(
         in_flight.get(batch.id, 0) < settings.unit_size and ranks[batch.id] == max(ranks.values()) for batch in hungry
     )
-    least = (held + room) // REFILL_SHARE
+    least = (busy + room) // REFILL_SHARE
     if room <= 0 or room < (min(settings.unit_size, least) if starving else least):
         return []
     shares = []
@@ -162,8 +168,10 @@ def share_window(
         peers = [batch for batch in hungry if ranks[batch.id] == level]
         height = -(-(room + sum(in_flight.get(batch.id, 0) for batch in peers)) // len(peers))
         for batch in peers:
-            share = min(room, max(0, height - in_flight.get(batch.id, 0)))
-            if share:
+            own = in_flight.get(batch.id, 0)
+            most = settings.window_jobs - own if batch.id in waiting else room
+            share = min(room, most, height - own)
+            if share > 0:
                 shares.append((batch, share))
                 room -= share
     return shares

@@ -266,9 +266,11 @@ class TestEnds:
         )  # fmt: skip
         assert (row["code"], row["message"], row["worker_id"]) == ("unavailable", "no route", None)
         assert seed.claim(SAMPLE) == [] and seed.do(queries.units_queued, older_than_s=0, unit_size=1) == {}
+        assert seed.do(queries.backing_off) == seed.do(queries.in_flight) == {"b": 1}
         with seed.engine.begin() as connection:
             connection.execute(update(jobs).values(run_at=now() - 0.001))
         assert seed.do(queries.units_queued, older_than_s=0, unit_size=1) == {SAMPLE: 1}
+        assert seed.do(queries.backing_off) == {} and seed.do(queries.in_flight) == {"b": 1}
         (again,) = seed.claim(SAMPLE)
         assert (again.attempt, again.failures, seed.row(job.id)["run_at"]) == (1, 1, None)
         assert seed.history(job.id) == [(0, "retry")]

@@ -222,6 +222,16 @@ def in_flight(connection: Connection) -> Mapping[str, int]:
     return dict(connection.execute(statement).all())
 
 
+def backing_off(connection: Connection) -> Mapping[str, int]:
+    """Jobs in flight that wait for the time of their next try, by batch: no worker is busy with them."""
+    statement = (
+        select(jobs.c.batch_id, func.count())
+        .where(in_state(JobState.QUEUED), jobs.c.stage.in_(list(Stage)), jobs.c.run_at > now())
+        .group_by(jobs.c.batch_id)
+    )
+    return dict(connection.execute(statement).all())
+
+
 def units_queued(connection: Connection, *, older_than_s: float, unit_size: int) -> Mapping[Group, int]:
     """Units of claimable queued jobs by group, of those that wait longer than `older_than_s`.
 

@@ -26,6 +26,7 @@ from orchestrator.storage import StorageError
 from tests.integration.seeding import NUMERICS, RECIPE, REVISION, Seeder, job_row
 
 SETTINGS = Settings(window_jobs=64, unit_size=8)
+ENCODE = Group(Stage.ENCODE, RECIPE, "", REVISION)
 
 
 def batch(name: str, priority: int = 0, handoff_bytes: int = 1000) -> Batch:
@@ -107,12 +108,25 @@ class TestTicks:
         assert {(bell.stage, bell.revision, bell.canvas) for bell in rung} == {(Stage.ENCODE, REVISION, "")}
 
     def test_a_batch_with_nothing_left_to_queue_leaves_its_room_to_others(self, seed: Seeder, tick: Dispatcher) -> None:
-        # One straggler of an urgent batch, waiting out its back-off, would keep the whole fleet idle.
+        # One straggler of an urgent batch would keep the whole fleet idle.
         group = seed.queued(1, "urgent", priority=5, recipe="u")
         (job,) = seed.claim(group)
-        seed.do(queries.retry, Stage.ENCODE, [Retried(job.id, 0, 0.1, "unavailable", "away", 300)])
+        seed.do(queries.retry, Stage.ENCODE, [Retried(job.id, 0, 0.1, "unavailable", "away", 0)])
         seed.batch("calm", jobs=100)
         assert tick.tick() == 63
+
+    def test_jobs_that_wait_for_their_next_try_keep_no_other_batch_waiting(
+        self, seed: Seeder, tick: Dispatcher
+    ) -> None:
+        """A server that only one batch needs is away, for as long as three quarters of an hour."""
+        seed.batch("away", jobs=300, recipe="away")
+        assert tick.tick() == 64
+        ends = [Retried(job.id, 0, 0.1, "unavailable", "away", 300) for job in seed.claim(ENCODE)]
+        assert len(seed.do(queries.retry, Stage.ENCODE, ends)) == 64
+        assert tick.tick() == 0, "it has its window already"
+        seed.batch("other", jobs=100)
+        assert tick.tick() == 64
+        assert seed.do(queries.in_flight) == {"away": 64, "other": 64}
 
     def test_equals_with_nothing_left_leave_their_share_to_others(self, seed: Seeder, tick: Dispatcher) -> None:
         seed.batch("small", jobs=2)
@@ -129,7 +143,7 @@ class TestTicks:
     def test_an_ended_batch_is_closed_with_its_manifest(self, seed: Seeder, tick: Dispatcher, tmp_path: Path) -> None:
         seed.batch("a", jobs=1, results_uri=str(tmp_path / "results"))
         tick.tick()
-        (job,) = seed.claim(Group(Stage.ENCODE, RECIPE, "", REVISION))
+        (job,) = seed.claim(ENCODE)
         tick.tick()
         tick.wait()
         assert seed.do(queries.read_batch, "a").status == BatchStatus.RUNNING
@@ -195,8 +209,7 @@ class TestTicks:
 
     def test_bells_ring_after_the_commit(self, seed: Seeder, engine: Engine) -> None:
         seen: list[Any] = []
-        dispatch = Dispatcher(engine, SETTINGS, lambda bells: seen.append((len(bells), seed.claim(group))))
-        group = Group(Stage.ENCODE, RECIPE, "", REVISION)
+        dispatch = Dispatcher(engine, SETTINGS, lambda bells: seen.append((len(bells), seed.claim(ENCODE))))
         seed.batch("a", jobs=3)
         dispatch.tick()
         assert [(bells, len(unit)) for bells, unit in seen] == [(1, 3)]
