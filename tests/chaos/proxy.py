@@ -107,6 +107,11 @@ class Proxy:
             link.silent = True
         return len(links)
 
+    def addresses(self) -> set[str]:
+        """What the server calls its open connections, as host:port. Of a TCP server alone."""
+        servers = [link.server for link in list(self._links) if link.server is not None]
+        return {"{}:{}".format(*server.get_extra_info("sockname")) for server in servers}
+
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
 
