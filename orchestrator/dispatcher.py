@@ -25,7 +25,7 @@ from orchestrator.rescuer import Rescuer
 from orchestrator.scheduler import Scheduler
 from orchestrator.settings import Settings
 from orchestrator.state import patience, queries
-from orchestrator.state.database import open_database, reading
+from orchestrator.state.database import open_database, reading, take_turn
 from orchestrator.state.messages import Bell, bells_needed, broker_options, ring
 from orchestrator.state.queries import AGING_S, Batch
 from orchestrator.state.transitions import BatchStatus, Stage
@@ -110,7 +110,7 @@ class Dispatcher:
     def _dispatch(self, batch: Batch, limit: int, held: int) -> int:
         """Queue up to `limit` jobs and ring for them; none where others have filled the window beyond `held`."""
         with self._engine.begin() as connection:
-            queries.take_turn(connection)
+            take_turn(connection, "fill the window")
             if sum(queries.in_flight(connection).values()) > held:
                 return 0
             recipes = queries.dispatch(connection, batch.id, limit)

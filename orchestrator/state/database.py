@@ -6,7 +6,7 @@ Owns engines, the clock expression and short transactions; refuses statements ab
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Double, Engine, Table, create_engine, event
+from sqlalchemy import Connection, Double, Engine, Table, create_engine, event, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.compiler import compiles
@@ -42,6 +42,12 @@ def now_text(dialect: str) -> str:
 @compiles(now)
 def _compile_now(element: Any, compiler: Any, **_: Any) -> str:
     return _NOW[compiler.dialect.name]
+
+
+def take_turn(connection: Connection, to: str) -> None:
+    """Until the transaction ends, do alone what `to` names; waits for who does. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(to, 0))))
 
 
 def insert_new(connection: Connection, table: Table) -> Any:

@@ -90,7 +90,6 @@ from orchestrator.state.queries.jobs import (
     retry,
     succeed,
     take_back,
-    take_turn,
     unfinished,
     units_queued,
 )
@@ -204,6 +203,6 @@ __all__ = [
     "release_run", "remove_schedule", "remove_webhook", "renew_runs", "reopen_batch", "replay_delivery",
     "restart_jobs", "restartable", "resume_batch", "retry", "revoke_key", "rotate_secret", "set_priority",
     "skip_run", "source_id", "stage_depths", "stage_seconds", "start_batch", "start_run", "stream_jobs",
-    "succeed", "take_back", "take_turn", "tell_of_bad_rows", "tell_test", "throughput", "unfinished", "units_queued",
+    "succeed", "take_back", "tell_of_bad_rows", "tell_test", "throughput", "unfinished", "units_queued",
     "untold_batches", "use_sign_in",
 ]  # fmt: skip

@@ -39,16 +39,8 @@ from orchestrator.state.transitions import BatchStatus, JobState, Stage
 
 AGING_S = 600.0
 """Seconds of waiting that weigh as much as one point of a batch's priority: the urgent go first, nobody starves."""
-TURNS = 2
-"""Sets the lock under which the window is filled apart from other advisory locks."""
 # A job's own priority orders the jobs of its batch: all of its range is less than one point of the batch's.
 JOB_PRIORITY_S = AGING_S / 1000
-
-
-def take_turn(connection: Connection) -> None:
-    """Until the transaction ends, fill the window alone; waits for who does. SQLite has one writer anyway."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended("window", TURNS))))
 
 
 def dispatch(connection: Connection, batch_id: str, limit: int) -> Mapping[str, int]:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, func, insert, select
 
 from orchestrator.state.clock import show_time
-from orchestrator.state.database import now
+from orchestrator.state.database import now, take_turn
 from orchestrator.state.tables import OF_BATCH, batches, deliveries, jobs, schedule_runs, webhooks
 from orchestrator.state.transitions import BatchStatus, DeliveryState, Event, JobState
 
@@ -22,8 +22,6 @@ JOBS_TOLD = 1_000
 """So many failed jobs of a batch a webhook is told one by one, since it was made, resumed or retried. One message more
 says that there are others."""
 MORE = "more_failed"
-TURNS = 1
-"""Sets the locks under which failed jobs are told apart from other advisory locks."""
 
 
 def find_listeners(connection: Connection, event: Event) -> list[str]:
@@ -93,7 +91,8 @@ def tell_of_failed_jobs(connection: Connection, *which: ColumnElement[bool]) -> 
     # In an order, so that nobody waits for one who waits for them.
     for batch_id in sorted(connection.execute(select(jobs.c.batch_id).where(*failed).distinct()).scalars()):
         if _find_rooms(connection, batch_id, listeners):
-            _take_turn(connection, batch_id)
+            # Nobody else tells of them meanwhile, and what others told counts.
+            take_turn(connection, f"tell of failed jobs of {batch_id}")
             for room, those in _find_rooms(connection, batch_id, listeners).items():
                 _tell_of_failed(connection, those, batch_id, failed, room)
 
@@ -112,12 +111,6 @@ def _tell_of_failed(
         )
         data[room] = dict.fromkeys(data[room]) | {"batch": batch_id, "code": MORE, "message": message}
     tell(connection, Event.JOB_FAILED, listeners, data, batch_id)
-
-
-def _take_turn(connection: Connection, batch_id: str) -> None:
-    """Wait until nobody else tells of the batch's failed jobs, and count theirs. SQLite has one writer anyway."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(batch_id, TURNS))))
 
 
 def _find_rooms(connection: Connection, batch_id: str, listeners: Sequence[str]) -> dict[int, list[str]]:
