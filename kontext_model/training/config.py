@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from kontext_model.image import FITS
 from kontext_model.training.objective import ObjectiveConfig
+from kontext_model.training.optimizer import OPTIMIZERS
 from kontext_model.training.schedule import SCHEDULES
 
 PRECISIONS = ("float32", "bfloat16")
@@ -105,10 +106,11 @@ class ValidationConfig:
 class TrainingConfig:
     """Everything a run depends on. `checkpoint` is the folder that training starts from, `out` where the run lives.
 
-    `guidance` is one value, or low and high between which each sample draws. `device` as in KontextEditor; several
-    processes each take a GPU of their own. With `precision` bfloat16 the passes run in it, the trained weights stay
-    float32, and what a LoRA leaves alone is loaded in it. `gradient_checkpointing` trades a third of the speed for
-    most of the activations' memory. `compile` the blocks: a first minute that every later step is faster for.
+    `optimizer` is `adamw` or `muon`, of which `betas` are AdamW's share. `guidance` is one value, or low and high
+    between which each sample draws. `device` as in KontextEditor; several processes each take a GPU of their own. With
+    `precision` bfloat16 the passes run in it, the trained weights stay float32, and what a LoRA leaves alone is loaded
+    in it. `gradient_checkpointing` trades a third of the speed for most of the activations' memory. `compile` the
+    blocks: a first minute that every later step is faster for.
     """
 
     checkpoint: str
@@ -121,6 +123,7 @@ class TrainingConfig:
     seed: int = 0
     accumulation: int = 1
     clip: float = 1.0
+    optimizer: str = "adamw"
     weight_decay: float = 0.01
     betas: tuple[float, ...] = (0.9, 0.99)
     decay: float = 0.999
@@ -139,6 +142,7 @@ class TrainingConfig:
             _check(f"phases[{number}].fresh", phase.fresh, drawn, "0, as nothing but the wardrobe can be drawn anew")
         _check("accumulation", self.accumulation, self.accumulation >= 1, "at least 1")
         _check("clip", self.clip, self.clip > 0, "above 0")
+        _check("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
         _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < inf, "at least 0")
         two = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         _check("betas", list(self.betas), two, "two values from 0, below 1")

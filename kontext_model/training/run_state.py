@@ -91,7 +91,7 @@ def save_state(folder: Path, step: int, model: Any, average: Average, optimizer:
 def load_state(folder: Path, model: Any, average: Average, optimizer: Any, base: str = "") -> int:
     """Restore a run; gives the number of finished steps, 0 when the folder holds no state.
 
-    Raises ValueError when the state is another model's, or stands on another base.
+    Raises ValueError when the state is another model's or optimizer's, or stands on another base.
     """
     path = folder / STATE_NAME
     if not path.exists():
@@ -107,7 +107,12 @@ def load_state(folder: Path, model: Any, average: Average, optimizer: Any, base:
         raise ValueError(f"{path} holds other weights than this run trains; name another `out`")
     for name, value in average.shadow.items():
         value.copy_(state["average"][name])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} was trained with another `optimizer` than this run's; go on with that, or name another `out`"
+        ) from error
     return int(state["step"])
 
 

@@ -30,6 +30,7 @@ from kontext_model.training.config import ConfigError, TrainingConfig
 from kontext_model.training.embed_cache import EmbedCache
 from kontext_model.training.latent_cache import LatentCache, encoder_digest
 from kontext_model.training.objective import draw_rollout_sigmas, draw_sigmas, flow_loss, noised, rollout_loss
+from kontext_model.training.optimizer import make_optimizer
 from kontext_model.training.progress import OnPace, Pace, Say, print_lines
 from kontext_model.training.run_state import Average, load_state, save_state, step_generator, trained_weights
 from kontext_model.training.schedule import learning_rate
@@ -67,7 +68,10 @@ class Trainer:
         self._choose_weights()
         self._compile()
         self.average = Average(self.model, config.decay)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self._make_optimizer())
+        self.wrapped = self.accelerator.prepare(self.model)
+        self.optimizer = make_optimizer(
+            config.optimizer, self.weights, config.betas, config.weight_decay, fused=self.device.type == "cuda"
+        )
         self.step = load_state(self.out, self.model, self.average, self.optimizer, self._base)
         cache = LatentCache(self.out / "latents", self.vae, encoder_digest(self.vae), config.data.fit)
         supplies: dict[bool, Supply] = {
@@ -129,19 +133,6 @@ class Trainer:
             for reason in compile_blocks(self.model, self.device, whole=False):
                 warnings.warn(f"{reason}; going on without it", FallbackWarning, stacklevel=2)
 
-    def _make_optimizer(self) -> torch.optim.AdamW:
-        config, weights = self.config, list(self.weights.values())
-        return torch.optim.AdamW(
-            [
-                {"params": [value for value in weights if value.dim() >= 2]},
-                {"params": [value for value in weights if value.dim() < 2], "weight_decay": 0.0},
-            ],
-            lr=1e-3,
-            betas=(config.betas[0], config.betas[1]),
-            weight_decay=config.weight_decay,
-            fused=self.device.type == "cuda",
-        )
-
     @cached_property
     def weights(self) -> dict[str, Any]:
         return trained_weights(self.model)
@@ -195,7 +186,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(phase.schedule, phase.rate, local, phase.steps, phase.warmup)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self.average.update(self.model, self.step)
         self._ahead = self._draw(self.step + 1)  # while an accelerator works
         told = float(self.accelerator.reduce(total, "mean"))

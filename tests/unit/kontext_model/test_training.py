@@ -40,6 +40,7 @@ from kontext_model.training.objective import (
     noised,
     rollout_loss,
 )  # fmt: skip
+from kontext_model.training.optimizer import OPTIMIZERS
 from kontext_model.training.prefill import prefill
 from kontext_model.training.schedule import learning_rate
 from kontext_model.training.shipping import (
@@ -315,12 +316,14 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=2.0)])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(
-    tmp_path: Path, start: Path, lora: LoraConfig | None
+    tmp_path: Path, start: Path, lora: LoraConfig | None, optimizer: str
 ) -> None:
-    unbroken = Trainer(_config(tmp_path / "a", start, lora=lora, accumulation=2), report=lambda line: None)
+    config = _config(tmp_path / "a", start, lora=lora, accumulation=2, optimizer=optimizer)
+    unbroken = Trainer(config, report=lambda line: None)
     unbroken.train()
-    broken = _config(tmp_path / "b", start, lora=lora, accumulation=2)
+    broken = replace(config, out=str(tmp_path / "b"))
     Trainer(broken, report=lambda line: None).train(until=2)
     resumed = Trainer(broken, report=lambda line: None)
     assert resumed.step == 2
@@ -330,6 +333,34 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(
     for name, value in unbroken.weights.items():
         assert torch.equal(value, resumed.weights[name]), name
         assert torch.equal(unbroken.average.shadow[name], resumed.average.shadow[name]), name
+
+
+def test_muon_turns_the_matrices_of_blocks_by_one_measure_in_every_direction(tmp_path: Path, start: Path) -> None:
+    def move(optimizer: str) -> dict[str, torch.Tensor]:
+        phase = Phase(64 * 64, 1, 2, 1e-3, "constant", warmup=0)
+        config = _config(tmp_path / optimizer, start, phases=(phase,), optimizer=optimizer, weight_decay=0.0)
+        trainer = Trainer(config, report=lambda line: None)
+        before = {name: value.detach().clone() for name, value in trainer.weights.items()}
+        trainer.train()
+        return {name: trainer.weights[name].detach() - value for name, value in before.items()}
+
+    muon, adamw = move("muon"), move("adamw")
+    name = "transformer_blocks.0.ff.net.0.proj.weight"
+    spread = {key: torch.linalg.svdvals(moves[name]) for key, moves in (("muon", muon), ("adamw", adamw))}
+    assert spread["muon"].max() < 3 * spread["muon"].min(), "every direction moves alike"
+    assert spread["adamw"].max() > 6 * spread["adamw"].min()
+    sizes = [moves[name].square().mean().sqrt().item() for moves in (muon, adamw)]
+    assert 0.1 < sizes[0] / sizes[1] < 1, "about as far as AdamW, whose first step is the rate everywhere"
+    for key, value in muon.items():
+        if "blocks" not in key or "norm" in key or value.dim() != 2:
+            assert torch.equal(value, adamw[key]), f"{key} is AdamW's"
+
+
+def test_a_run_does_not_go_on_with_another_optimizer(tmp_path: Path, start: Path) -> None:
+    config = _config(tmp_path, start)
+    Trainer(config, report=lambda line: None).train(until=1)
+    with pytest.raises(ValueError, match=r"state\.pt was trained with another `optimizer`.* name another `out`"):
+        Trainer(replace(config, optimizer="muon"), report=lambda line: None)
 
 
 def test_a_phase_may_read_only_how_a_prompt_begins(tmp_path: Path, start: Path) -> None:
