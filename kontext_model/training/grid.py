@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from kontext_model import image, latents, sampling
+from kontext_model.text import TextEmbeds
 
 if TYPE_CHECKING:
     from kontext_model.training.trainer import Trainer
@@ -16,7 +17,10 @@ GAP_PX = 6
 
 
 def draw_grid(trainer: "Trainer") -> Path:
-    """Edit the validation set on the current phase's canvas area; gives the PNG, named by the step."""
+    """Edit the validation set as the current phase trains: its canvas area, as much of the prompts as it reads.
+
+    Gives the PNG, named by the step.
+    """
     config = trainer.config
     source = trainer.validation
     phase, _ = config.phase_at(max(0, trainer.step - 1))
@@ -26,7 +30,8 @@ def draw_grid(trainer: "Trainer") -> Path:
         for index in range(len(source)):
             canvas = source.canvas(index, phase.area_px)
             condition, target = (image.fit(each, canvas, config.data.fit) for each in source.images(index, canvas))
-            result = _edit(trainer, source.prompts(index)[0], condition, canvas, index)
+            embeds = trainer.batches.embeds.read(source.prompts(index)[0]).cut(phase.text_length)
+            result = _edit(trainer, embeds, condition, canvas, index)
             errors.append(psnr(result, target))
             rows.append((condition, result, target))
     path = trainer.out / "grids" / f"step-{trainer.step:06d}.png"
@@ -36,17 +41,16 @@ def draw_grid(trainer: "Trainer") -> Path:
     return path
 
 
-def _edit(trainer: "Trainer", prompt: str, condition: Image.Image, canvas: Any, seed: int) -> Image.Image:
+def _edit(trainer: "Trainer", embeds: TextEmbeds, condition: Image.Image, canvas: Any, seed: int) -> Image.Image:
     device, dtype = trainer.device, trainer.checkpoint.dtype
     packed = latents.pack(image.encode(trainer.vae, condition)).to(device, dtype)
     noise = latents.pack(latents.draw_noise(seed, canvas)).to(device, dtype)
-    embeds = trainer.batches.embeds.read(prompt).to(device, dtype)
     tokens = sampling.denoise(
         trainer.model,
         trainer.checkpoint.scheduler.config,
         noise,
         packed,
-        embeds,
+        embeds.to(device, dtype),
         canvas,
         trainer.config.validation.steps,
         [sum(trainer.config.guidance) / len(trainer.config.guidance)],

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig as LoraAdapter
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from kontext_model import latents
 from kontext_model.acceleration import FallbackWarning, compile_blocks
@@ -39,7 +40,7 @@ from kontext_model.training.triples import TripleSource, open_source, open_valid
 
 
 class DivergedError(ValueError):
-    """The loss is no number any more; the last saved state is from before."""
+    """The loss or its gradient is no number any more; the last saved state is from before."""
 
 
 class Trainer:
@@ -114,7 +115,7 @@ class Trainer:
     def _choose_weights(self) -> None:
         lora = self.config.lora
         if self.config.gradient_checkpointing:
-            self.model.enable_gradient_checkpointing()
+            self.model.enable_gradient_checkpointing(self._run_twice)
         if lora is None:
             self.model.requires_grad_(True)
             return
@@ -182,21 +183,27 @@ class Trainer:
                 loss = self._loss(batch, generator, noises) / config.accumulation
                 self.accelerator.backward(loss)
             total += loss.detach()
-        self.accelerator.clip_grad_norm_(self.weights.values(), config.clip)
+        norm = self.accelerator.clip_grad_norm_(self.weights.values(), config.clip)
+        self._ahead = self._draw(self.step + 1)  # while an accelerator works
+        told = self._tell(total, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(phase.schedule, phase.rate, local, phase.steps, phase.warmup)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update(self.model, self.step)
-        self._ahead = self._draw(self.step + 1)  # while an accelerator works
-        told = float(self.accelerator.reduce(total, "mean"))
-        if not isfinite(told):
-            raise DivergedError(
-                f"the loss of step {self.step + 1} is {told}; the state in {self.out} is from before: start again with "
-                "a lower `rate`, or with `precision` float32"
-            )
         self.step += 1
         return told
+
+    def _tell(self, loss: Tensor, norm: Tensor) -> float:
+        """The loss over all processes. Raises DivergedError in all of them, before a weight has moved."""
+        told: list[float] = self.accelerator.reduce(torch.stack((loss, norm)), "mean").tolist()
+        for name, value in zip(("loss", "gradient"), told, strict=True):
+            if not isfinite(value):
+                raise DivergedError(
+                    f"the {name} of step {self.step + 1} is {value}; the state in {self.out} is from before: start "
+                    "again with a lower `rate`, or with `precision` float32"
+                )
+        return told[0]
 
     def _draw(self, step: int) -> list[Batch]:
         """The step's passes; none after the last step."""
@@ -233,6 +240,12 @@ class Trainer:
                 return_dict=False,
             )[0]
         return velocity[:, : x.shape[1]]
+
+    def _run_twice(self, block: Any, *given: Any) -> Any:
+        """Run a block that the backward pass runs again, then as now: by itself torch restores only some of it."""
+        return checkpoint(
+            block.__call__, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), self._autocast())
+        )
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

@@ -28,6 +28,7 @@ from kontext_model.training import trainer as trainers
 from kontext_model.training.autoencoder import AutoencoderConfig
 from kontext_model.training.command import train
 from kontext_model.training.config import (
+    PRECISIONS,
     ConfigError,
     DataConfig,
     LoraConfig,
@@ -198,8 +199,10 @@ def test_a_lora_in_bfloat16_stands_on_a_frozen_bfloat16_model(tmp_path: Path, ti
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
 
 
-def test_gradient_checkpointing_trains_the_same_weights(tmp_path: Path, tiny_folder: Path) -> None:
-    trainers = [_quiet(_config(tmp_path / str(on), tiny_folder, gradient_checkpointing=on)) for on in (False, True)]
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_gradient_checkpointing_trains_the_same_weights(tmp_path: Path, tiny_folder: Path, precision: str) -> None:
+    config = _config(tmp_path, tiny_folder, precision=precision)
+    trainers = [_quiet(replace(config, out=str(tmp_path / str(on)), gradient_checkpointing=on)) for on in (False, True)]
     for each in trainers:
         each.train(until=2)
     plain, spared = (each.weights["x_embedder.weight"] for each in trainers)
