@@ -112,10 +112,11 @@ def open_checkpoint(
     return Checkpoint(pinned.revision, pinned.defaults, target, precision, acceleration, **components)
 
 
-def open_outline(ref: str | Path) -> Checkpoint:
+def open_outline(ref: str | Path, revision: str | None = None) -> Checkpoint:
     """What costs little of a checkpoint: tokenizers, scheduler, and the transformer without its weights, on `meta`.
 
-    No weight is read, nor a folder's revision, which is left empty. Raises CheckpointError.
+    No weight is read, nor a folder's revision, which is left empty; `revision` is a hub id's branch, tag or commit.
+    Raises CheckpointError.
     """
     wanted = [*_TOKENIZERS, "scheduler"]
     folder = Path(ref).expanduser()
@@ -123,7 +124,7 @@ def open_outline(ref: str | Path) -> Checkpoint:
         revisions.check_parts(folder)
         pinned = CheckpointRef(str(ref), folder, "", revisions.read_defaults(folder))
     else:
-        pinned = revisions.resolve(ref)
+        pinned = revisions.resolve(ref, revision)
         folder = _download(pinned.ref, pinned.revision, wanted)
     _check_configs(folder)
     meta = torch.device("meta")

@@ -120,7 +120,7 @@ def read_revision(folder: Path, cache_file: Path | None = None) -> str:
     if fresh and cache_file is not None:
         # A cache that cannot be written costs time, not correctness.
         with contextlib.suppress(OSError):
-            _write_json(cache_file, {path: entry for path, entry in known.items() if Path(path).exists()} | fresh)
+            write_json(cache_file, {path: entry for path, entry in known.items() if Path(path).exists()} | fresh)
     return digest.hexdigest()[:40]
 
 
@@ -175,7 +175,7 @@ def _read_cache(cache_file: Path | None) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Replace `path` in one step: a reader or a killed writer never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

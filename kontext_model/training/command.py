@@ -12,6 +12,7 @@ from rich.console import Console
 from kontext_model.text import CutPromptWarning
 from kontext_model.training.config import ConfigError, TrainingConfig, read_config
 from kontext_model.training.grid import draw_grid
+from kontext_model.training.origin import pin
 from kontext_model.training.prefill import prefill
 from kontext_model.training.progress import open_progress
 from kontext_model.training.run_state import read_average
@@ -36,6 +37,8 @@ def train(path: Path, check: bool = False, encoders: int = 0, console: Console |
                 say(line)
             if check:
                 return
+            with state.main_process_first():
+                pin(config)
             if encoders:
                 prefill(config, encoders, say, state.process_index, state.num_processes)
             with warnings.catch_warnings():
@@ -52,7 +55,8 @@ def export(config: TrainingConfig, folder: Path | None = None) -> Path:
     """Write what a run has reached: its LoRA, or the whole checkpoint in half precision; gives where it lies.
 
     Unset, `folder` is `lora`, or `checkpoint-STEP`, in the run's folder. Raises FileNotFoundError for a run without a
-    state, FileExistsError for another checkpoint's folder that is not empty.
+    state, ValueError for another LoRA than the configuration's, FileExistsError for another checkpoint's folder that
+    is not empty.
     """
     out = Path(config.out)
     if config.lora is not None:
@@ -60,4 +64,4 @@ def export(config: TrainingConfig, folder: Path | None = None) -> Path:
     own = out / f"checkpoint-{read_average(out)[1]}"
     if folder is None and own.is_dir():
         return own
-    return export_checkpoint(Path(config.checkpoint), folder or own, transformer_run=out)
+    return export_checkpoint(pin(config), folder or own, transformer_run=out)

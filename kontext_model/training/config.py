@@ -82,6 +82,11 @@ class LoraConfig:
         _check("alpha", self.alpha, 0 < self.alpha < inf, "above 0")
         _check("targets", list(self.targets), bool(self.targets), "at least one module name")
 
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What its weights mean nothing without, by key."""
+        return {"lora.rank": self.rank, "lora.alpha": self.alpha, "lora.targets": sorted(self.targets)}
+
 
 @dataclass(frozen=True)
 class ValidationConfig:
@@ -104,7 +109,9 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything a run depends on. `checkpoint` is the folder that training starts from, `out` where the run lives.
+    """Everything a run depends on. `checkpoint` is the folder or hub id that training starts from, `out` where the run
+    lives. `revision` is a hub id's branch, tag or commit (a run stays with the commit that it began with), or the
+    content digest that a folder must have.
 
     `optimizer` is `adamw` or `muon`, of which `betas` are AdamW's share. `guidance` is one value, or low and high
     between which each sample draws. `device` as in KontextEditor; several processes each take a GPU of their own. With
@@ -120,6 +127,7 @@ class TrainingConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     lora: LoraConfig | None = None
+    revision: str | None = None
     seed: int = 0
     accumulation: int = 1
     clip: float = 1.0

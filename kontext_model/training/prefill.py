@@ -14,6 +14,7 @@ import torch
 from kontext_model.checkpoint import open_checkpoint
 from kontext_model.training.config import TrainingConfig
 from kontext_model.training.latent_cache import LatentCache, encoder_digest
+from kontext_model.training.origin import pin
 from kontext_model.training.supply import LostProcessError
 from kontext_model.training.triples import open_source
 
@@ -47,7 +48,7 @@ def prefill(
 def _fill_share(config: TrainingConfig, area_px: int, share: int, shares: int) -> int:
     """Every `shares`-th triple from `share` on, in a process and with a thread of its own."""
     torch.set_num_threads(1)
-    vae = open_checkpoint(config.checkpoint, parts=frozenset({"decode"})).vae
+    vae = open_checkpoint(pin(config), parts=frozenset({"decode"})).vae
     cache = LatentCache(Path(config.out) / "latents", vae, encoder_digest(vae), config.data.fit)
     source = open_source(config.data)
     members = range(share, len(source), shares)

@@ -6,8 +6,9 @@ generator seeded by (run seed, step), so the state is the trained weights, their
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 STATE_NAME = "state.pt"
+Terms = Mapping[str, Any]
+"""What trained weights mean nothing without, by name: `base`, the revision under a LoRA, and the LoRA's own."""
+NO_TERMS: Terms = MappingProxyType({})
+SETTINGS = ("betas", "weight_decay")
+"""Of an optimizer's groups; its state holds the old ones, but a configuration's count."""
 
 
 def trained_weights(model: Any) -> dict[str, Tensor]:
@@ -66,18 +72,15 @@ def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> 
     return torch.Generator(device).manual_seed((seed * 1_000_003 + step) % (2**63))
 
 
-def save_state(folder: Path, step: int, model: Any, average: Average, optimizer: Any, base: str = "") -> None:
-    """Write the state after `step` finished steps; the previous one stays whole until the new one is.
-
-    `base` names what the trained weights are useless without: the revision under a LoRA.
-    """
+def save_state(folder: Path, step: int, model: Any, average: Average, optimizer: Any, terms: Terms = NO_TERMS) -> None:
+    """Write the state after `step` finished steps; the previous one stays whole until the new one is."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         "step": step,
         "model": {name: value.detach() for name, value in trained_weights(model).items()},
         "average": average.shadow,
         "optimizer": optimizer.state_dict(),
-        "base": base,
+        **terms,
     }
     partial = folder / f".{STATE_NAME}.{os.getpid()}"
     try:
@@ -88,35 +91,52 @@ def save_state(folder: Path, step: int, model: Any, average: Average, optimizer:
         raise
 
 
-def load_state(folder: Path, model: Any, average: Average, optimizer: Any, base: str = "") -> int:
-    """Restore a run; gives the number of finished steps, 0 when the folder holds no state.
+def load_state(folder: Path, model: Any, average: Average, optimizer: Any, terms: Terms = NO_TERMS) -> int:
+    """Restore a run, and clear what killed saves left; gives the finished steps, 0 when the folder holds no state.
 
-    Raises ValueError when the state is another model's or optimizer's, or stands on another base.
+    Raises ValueError when the state is another model's or optimizer's, or was trained on other terms.
     """
     path = folder / STATE_NAME
+    for left in folder.glob(f".{STATE_NAME}.*"):
+        left.unlink(missing_ok=True)
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if state.get("base", base) != base:
-        raise ValueError(
-            f"{path} was trained on checkpoint revision {state['base'][:12] or 'unknown'}, not on {base[:12]}; "
-            "go on with that checkpoint, or name another `out`"
-        )
+    _check_terms(path, state, terms)
     copy_weights(model, state["model"])
     if state["average"].keys() != average.shadow.keys():
         raise ValueError(f"{path} holds other weights than this run trains; name another `out`")
     for name, value in average.shadow.items():
         value.copy_(state["average"][name])
+    own = [{name: group[name] for name in SETTINGS if name in group} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state["optimizer"])
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"{path} was trained with another `optimizer` than this run's; go on with that, or name another `out`"
         ) from error
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
     return int(state["step"])
 
 
-def read_average(folder: Path) -> tuple[dict[str, Tensor], int]:
-    """The averaged weights of a run's last state, and its steps. Raises FileNotFoundError without a state."""
-    state = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
+def _check_terms(path: Path, state: Terms, terms: Terms) -> None:
+    for name, value in terms.items():
+        found = state.get(name, value)  # a state from before a term was kept is taken as it is
+        if found != value:
+            told = "checkpoint revision" if name == "base" else name
+            raise ValueError(
+                f"{path} was trained with {told} {found or 'unknown'}, not {value}; go on with that, or name another "
+                "`out`"
+            )
+
+
+def read_average(folder: Path, terms: Terms = NO_TERMS) -> tuple[dict[str, Tensor], int]:
+    """The averaged weights of a run's last state, and its steps.
+
+    Raises FileNotFoundError without a state, ValueError for one that was trained on other terms.
+    """
+    path = folder / STATE_NAME
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    _check_terms(path, state, terms)
     return dict(state["average"]), int(state["step"])

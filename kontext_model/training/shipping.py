@@ -18,7 +18,7 @@ from peft import LoraConfig as LoraAdapter
 
 from kontext_model.checkpoint import Checkpoint, open_checkpoint
 from kontext_model.checkpoint_maker import build_parts, save_parts
-from kontext_model.revision import Defaults
+from kontext_model.revision import CheckpointRef, Defaults
 from kontext_model.training.autoencoder import AutoencoderConfig, make_autoencoder
 from kontext_model.training.config import TrainingConfig
 from kontext_model.training.run_state import STATE_NAME, copy_weights, read_average
@@ -120,7 +120,11 @@ def start_wardrobe(folder: Path, vae: AutoencoderConfig, transformer: Transforme
 
 
 def export_checkpoint(
-    start: Path, folder: Path, transformer_run: Path | None = None, vae_run: Path | None = None, half: bool = True
+    start: Path | CheckpointRef,
+    folder: Path,
+    transformer_run: Path | None = None,
+    vae_run: Path | None = None,
+    half: bool = True,
 ) -> Path:
     """Write a checkpoint: `start` with the averaged weights of these runs in place of its own; gives the folder.
 
@@ -136,12 +140,12 @@ def export_checkpoint(
 def export_lora(config: TrainingConfig, folder: Path) -> Path:
     """Write a LoRA run's averaged adapter as diffusers' `pytorch_lora_weights.safetensors`; gives the folder.
 
-    A file of that name is replaced by the whole new one. Raises ValueError when the configuration trains no LoRA,
-    FileNotFoundError when the run has no state.
+    A file of that name is replaced by the whole new one. Raises ValueError when the configuration trains no LoRA
+    or another than the run's, FileNotFoundError when the run has no state.
     """
     if config.lora is None:
         raise ValueError("the configuration has no [lora] table: export the run as a checkpoint")
-    weights, _ = read_average(Path(config.out))
+    weights, _ = read_average(Path(config.out), config.lora.terms)
     layers = {name.replace(".default.", "."): value.half() for name, value in weights.items()}
     adapter = LoraAdapter(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=list(config.lora.targets))
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from kontext_model.canvas import Canvas
 from kontext_model.checkpoint import open_outline
 from kontext_model.training.batches import sort_into_buckets
 from kontext_model.training.config import ConfigError, TrainingConfig
+from kontext_model.training.origin import find_revision
 from kontext_model.training.triples import RowSource, open_source, open_validation
 
 MOST_CUTS = 20
@@ -57,7 +58,7 @@ def survey(config: TrainingConfig, read_images: bool = False) -> Survey:
         drawn[phase.area_px] += phase.fresh * phase.steps
     drawn = +drawn
     triples = drawn.total() + (len(source) if areas else 0)
-    outline = open_outline(config.checkpoint)
+    outline = open_outline(config.checkpoint, find_revision(config))
     trained = _count_trained(config, outline.transformer)
     if read_images:
         for each in (source, validation):

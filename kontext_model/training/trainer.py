@@ -24,7 +24,6 @@ from kontext_model import latents
 from kontext_model.acceleration import FallbackWarning, compile_blocks
 from kontext_model.canvas import Canvas
 from kontext_model.checkpoint import DTYPES, Checkpoint, open_checkpoint
-from kontext_model.revision import resolve
 from kontext_model.training.attention import attention_to_train
 from kontext_model.training.batches import Batch, Batches, sort_into_buckets
 from kontext_model.training.config import ConfigError, TrainingConfig
@@ -32,8 +31,17 @@ from kontext_model.training.embed_cache import EmbedCache
 from kontext_model.training.latent_cache import LatentCache, encoder_digest
 from kontext_model.training.objective import draw_rollout_sigmas, draw_sigmas, flow_loss, noised, rollout_loss
 from kontext_model.training.optimizer import make_optimizer
+from kontext_model.training.origin import pin
 from kontext_model.training.progress import OnPace, Pace, Say, print_lines
-from kontext_model.training.run_state import Average, load_state, save_state, step_generator, trained_weights
+from kontext_model.training.run_state import (
+    NO_TERMS,
+    Average,
+    Terms,
+    load_state,
+    save_state,
+    step_generator,
+    trained_weights,
+)  # fmt: skip
 from kontext_model.training.schedule import learning_rate
 from kontext_model.training.supply import CachedSupply, DrawnSupply, Supply, drawers_watched
 from kontext_model.training.triples import TripleSource, open_source, open_validation
@@ -60,6 +68,8 @@ class Trainer:
         self.device = self.accelerator.device if self.processes > 1 else torch.device(config.device)
         self.report: Say = report if self.accelerator.is_main_process else lambda line: None
         _check_shares(config, self.processes)
+        with self.accelerator.main_process_first():
+            self.pinned = pin(config)
         source, self.validation = open_source(config.data), open_validation(config)
         buckets = {area_px: sort_into_buckets(source, area_px) for area_px in config.cached_areas_px}
         embeds = self._encode_prompts(source)
@@ -73,7 +83,7 @@ class Trainer:
         self.optimizer = make_optimizer(
             config.optimizer, self.weights, config.betas, config.weight_decay, fused=self.device.type == "cuda"
         )
-        self.step = load_state(self.out, self.model, self.average, self.optimizer, self._base)
+        self.step = load_state(self.out, self.model, self.average, self.optimizer, self._terms)
         cache = LatentCache(self.out / "latents", self.vae, encoder_digest(self.vae), config.data.fit)
         supplies: dict[bool, Supply] = {
             False: CachedSupply(config, source, buckets, cache, self.device),
@@ -83,13 +93,7 @@ class Trainer:
         self._ahead: list[Batch] = []
 
     def _open(self, stage: str, dtype: torch.dtype) -> Checkpoint:
-        return open_checkpoint(
-            self.config.checkpoint,
-            device=self.device,
-            dtype=dtype,
-            parts=frozenset({stage}),
-            cache_file=self.out / "revisions.json",
-        )
+        return open_checkpoint(self.pinned, device=self.device, dtype=dtype, parts=frozenset({stage}))
 
     @property
     def _frozen_dtype(self) -> torch.dtype:
@@ -97,13 +101,12 @@ class Trainer:
         return DTYPES[self.config.precision] if self.config.lora else torch.float32
 
     @property
-    def _base(self) -> str:
-        return self.checkpoint.revision if self.config.lora else ""
+    def _terms(self) -> Terms:
+        return {"base": self.pinned.revision, **self.config.lora.terms} if self.config.lora else NO_TERMS
 
     def _encode_prompts(self, source: TripleSource) -> EmbedCache:
         """See that every prompt has embeds, shared among the processes; the text encoders are gone afterwards."""
-        pinned = resolve(self.config.checkpoint, cache_file=self.out / "revisions.json")
-        cache = EmbedCache(self.out / "embeds", pinned.revision, self._frozen_dtype)
+        cache = EmbedCache(self.out / "embeds", self.pinned.revision, self._frozen_dtype)
         wanted = source.wordings() | self.validation.wordings() | ({""} if self.config.prompt_dropout else set())
         missing = cache.find_missing(sorted(wanted)[self.number :: self.processes])
         if missing:
@@ -167,7 +170,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
-        save_state(self.out, self.step, self.model, self.average, self.optimizer, self._base)
+        save_state(self.out, self.step, self.model, self.average, self.optimizer, self._terms)
 
     def _take_step(self) -> float:
         config = self.config

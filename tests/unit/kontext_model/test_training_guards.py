@@ -2,21 +2,26 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from kontext_model import sampling
+from kontext_model.revision import CheckpointError
 from kontext_model.training import trainer as trainers
+from kontext_model.training.command import export
 from kontext_model.training.config import (
     DataConfig,
+    LoraConfig,
     Phase,
     TrainingConfig,
     ValidationConfig,
 )  # fmt: skip
 from kontext_model.training.grid import draw_grid
 from kontext_model.training.run_state import STATE_NAME
+from kontext_model.training.survey import survey
 from kontext_model.training.trainer import DivergedError, Trainer
 
 
@@ -53,6 +58,83 @@ def test_a_gradient_that_is_no_number_stops_before_the_state_is_spoilt(
         trainer.train()
     assert (tmp_path / STATE_NAME).read_bytes() == state
     assert all(value.isfinite().all() for value in trainer.weights.values()), "nor do weights move"
+
+
+@pytest.fixture
+def hub(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A hub whose repositories are the tiny checkpoint; `head` is their newest commit, `opened` what was asked for."""
+    import huggingface_hub
+
+    hub = SimpleNamespace(head="a" * 40, opened=[])
+
+    def download(ref: str, revision: str, **_: object) -> str:
+        hub.opened.append(revision)
+        return str(tiny_folder)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(sha=hub.head))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(tiny_folder / "kontext.json"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return hub
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])
+def test_a_run_goes_on_with_the_commit_it_began_with(
+    tmp_path: Path, hub: SimpleNamespace, lora: LoraConfig | None
+) -> None:
+    config = _config(tmp_path, "owner/name", lora=lora)
+    _quiet(config).train(until=1)
+    began, hub.head = hub.head, "b" * 40
+    survey(config)
+    resumed = _quiet(config)
+    assert resumed.step == 1
+    resumed.train()
+    export(config)
+    assert set(hub.opened) == {began}
+
+
+def test_a_run_is_pinned_by_its_configuration(tmp_path: Path, hub: SimpleNamespace, tiny_folder: Path) -> None:
+    config = _config(tmp_path / "run", "owner/name", lora=LoraConfig(rank=2))
+    _quiet(config).train(until=1)
+    began, hub.head = hub.head, "b" * 40
+    with pytest.raises(ValueError, match=f"trained with checkpoint revision {began}, not {hub.head}; .*another `out`"):
+        _quiet(replace(config, revision="main"))
+    assert _quiet(config).step == 1, "asked as before, it is what it was"
+    hub.opened.clear()
+    survey(replace(config, revision="c" * 40))
+    assert hub.opened == ["c" * 40]
+    with pytest.raises(CheckpointError, match=f"not the asked {'d' * 40}"):
+        _quiet(_config(tmp_path / "folder", tiny_folder, revision="d" * 40))
+
+
+def test_a_lora_is_neither_trained_on_nor_written_with_another_alpha(tmp_path: Path, tiny_folder: Path) -> None:
+    config = _config(tmp_path, tiny_folder, lora=LoraConfig(rank=2, alpha=2.0))
+    _quiet(config).train(until=1)
+    for changed, told in (
+        (LoraConfig(rank=2, alpha=4.0), r"lora.alpha 2.0, not 4.0"),
+        (LoraConfig(rank=3, alpha=2.0), r"lora.rank 2, not 3"),
+        (LoraConfig(rank=2, alpha=2.0, targets=("attn.to_q",)), r"lora.targets \['attn.to_k', .*not \['attn.to_q'\]"),
+    ):
+        other = replace(config, lora=changed)
+        for use in (_quiet, export):
+            with pytest.raises(ValueError, match=rf"state.pt was trained with {told}; .*another `out`"):
+                use(other)
+    assert export(config).is_dir() and _quiet(config).step == 1
+
+
+def test_what_an_optimizer_is_told_holds_from_where_the_run_goes_on(tmp_path: Path, tiny_folder: Path) -> None:
+    config = _config(tmp_path, tiny_folder)
+    _quiet(config).train(until=1)
+    resumed = _quiet(replace(config, betas=(0.8, 0.95), weight_decay=0.5))
+    assert [group["weight_decay"] for group in resumed.optimizer.param_groups] == [0.5, 0.0]
+    assert {group["betas"] for group in resumed.optimizer.param_groups} == {(0.8, 0.95)}
+
+
+def test_what_a_killed_save_left_is_cleared(tmp_path: Path, tiny_folder: Path) -> None:
+    config = _config(tmp_path, tiny_folder)
+    _quiet(config).train(until=1)
+    left = tmp_path / f".{STATE_NAME}.12345"
+    left.write_bytes(b"half")
+    assert _quiet(config).step == 1 and not left.exists()
 
 
 def test_a_grid_reads_as_much_of_a_prompt_as_its_phase(
