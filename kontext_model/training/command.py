@@ -11,6 +11,7 @@ from rich.console import Console
 
 from kontext_model.text import CutPromptWarning
 from kontext_model.training.config import ConfigError, TrainingConfig, read_config
+from kontext_model.training.device import PATIENCE, check_device
 from kontext_model.training.grid import draw_grid
 from kontext_model.training.origin import pin
 from kontext_model.training.prefill import prefill
@@ -25,14 +26,16 @@ def train(path: Path, check: bool = False, encoders: int = 0, console: Console |
     """Train as a TOML file says, from where the run's folder ends.
 
     `check` reads everything and trains nothing. `encoders` processes encode the images ahead, and draw those that a
-    phase wants fresh. Raises ConfigError, TripleError, CheckpointError, DivergedError, LostProcessError;
-    ValueError for a run folder of another configuration.
+    phase wants fresh. What the file says holds from where the run goes on; ValueError for a folder whose run has other
+    weights, another optimizer, or another LoRA or one on another revision. Raises ConfigError, TripleError,
+    CheckpointError, DivergedError, LostProcessError, TooLargeError.
     """
     config = read_config(path)
-    state = PartialState(cpu=config.device == "cpu")
+    state = PartialState(cpu=config.device == "cpu", timeout=PATIENCE)
     console = console or Console(quiet=not state.is_main_process)
     with open_progress(console) as (say, on_pace):
         try:
+            check_device(config)
             for line in describe(survey(config, read_images=check)):
                 say(line)
             if check:

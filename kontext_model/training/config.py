@@ -3,6 +3,7 @@
 Owns names, types and defaults. An unknown key or a value of the wrong type is an error that names it.
 """
 
+import re
 import tomllib
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from math import inf
@@ -114,10 +115,10 @@ class TrainingConfig:
     content digest that a folder must have.
 
     `optimizer` is `adamw` or `muon`, of which `betas` are AdamW's share. `guidance` is one value, or low and high
-    between which each sample draws. `device` as in KontextEditor; several processes each take a GPU of their own. With
-    `precision` bfloat16 the passes run in it, the trained weights stay float32, and what a LoRA leaves alone is loaded
-    in it. `gradient_checkpointing` trades a third of the speed for most of the activations' memory. `compile` the
-    blocks: a first minute that every later step is faster for.
+    between which each sample draws. `device` is `cpu`, `cuda` or `cuda:NUMBER`; several processes each take a GPU of
+    their own. With `precision` bfloat16 the passes run in it, the trained weights stay float32, and what a LoRA leaves
+    alone is loaded in it. `gradient_checkpointing` trades a third of the speed for most of the activations' memory.
+    `compile` the blocks: a first minute that every later step is faster for.
     """
 
     checkpoint: str
@@ -159,6 +160,8 @@ class TrainingConfig:
         _check("guidance", list(self.guidance), rising, "one value from 0, or two that rise")
         _check("prompt_dropout", self.prompt_dropout, 0 <= self.prompt_dropout <= 1, "from 0 to 1")
         _check("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        known = re.fullmatch(r"cpu|cuda(:[0-9]+)?", self.device) is not None
+        _check("device", self.device, known, "cpu, cuda or cuda:NUMBER")
         _check("save_every_s", self.save_every_s, self.save_every_s >= 0, "at least 0")
 
     @property

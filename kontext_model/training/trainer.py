@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from peft import LoraConfig as LoraAdapter
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -27,6 +28,7 @@ from kontext_model.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from kontext_model.training.attention import attention_to_train
 from kontext_model.training.batches import Batch, Batches, sort_into_buckets
 from kontext_model.training.config import ConfigError, TrainingConfig
+from kontext_model.training.device import PATIENCE, check_device, memory_watched
 from kontext_model.training.embed_cache import EmbedCache
 from kontext_model.training.latent_cache import LatentCache, encoder_digest
 from kontext_model.training.objective import draw_rollout_sigmas, draw_sigmas, flow_loss, noised, rollout_loss
@@ -56,13 +58,18 @@ class Trainer:
 
     Making one reads and checks the triples, encodes their prompts, opens the model and restores the run's state.
     `drawers` processes draw this one's share of what a phase wants fresh; with none, it does. Raises TripleError,
-    CheckpointError, ConfigError; ValueError for a state that is another run's.
+    CheckpointError, ConfigError, TooLargeError; ValueError for a state that is another run's.
     """
 
+    @memory_watched()
     def __init__(self, config: TrainingConfig, report: Say = print, drawers: int = 0) -> None:
+        check_device(config)
         self.config, self.out = config, Path(config.out)
         self.accelerator = Accelerator(
-            cpu=torch.device(config.device).type == "cpu", mixed_precision="no", device_placement=False
+            cpu=torch.device(config.device).type == "cpu",
+            mixed_precision="no",
+            device_placement=False,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         self.number, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device if self.processes > 1 else torch.device(config.device)
@@ -141,6 +148,7 @@ class Trainer:
     def weights(self) -> dict[str, Any]:
         return trained_weights(self.model)
 
+    @memory_watched()
     @drawers_watched()
     def train(
         self,
@@ -150,7 +158,7 @@ class Trainer:
     ) -> None:
         """Train to the end of the phases, or to step `until`; `on_pace` is told of every step.
 
-        Raises TripleError for an image that cannot be read, DivergedError, LostProcessError.
+        Raises TripleError for an image that cannot be read, DivergedError, LostProcessError, TooLargeError.
         """
         config, stop = self.config, min(until or self.config.steps, self.config.steps)
         on_pace = on_pace or print_lines(self.report)

@@ -1,5 +1,7 @@
 """What stops a run in time, and what a run goes on with when it is started again."""
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,12 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from typer.testing import CliRunner
 
 from kontext_model import sampling
+from kontext_model.cli import app
 from kontext_model.revision import CheckpointError
+from kontext_model.training import command
 from kontext_model.training import trainer as trainers
 from kontext_model.training.command import export
 from kontext_model.training.config import (
+    ConfigError,
     DataConfig,
     LoraConfig,
     Phase,
@@ -39,6 +47,16 @@ def _config(folder: Path, start: Path | str, **changes: object) -> TrainingConfi
 
 def _quiet(config: TrainingConfig) -> Trainer:
     return Trainer(config, report=lambda line: None)
+
+
+def _write_config(folder: Path, start: Path, more: str) -> Path:
+    path = folder / "train.toml"
+    path.write_text(
+        f'checkpoint = "{start}"\nout = "{folder / "run"}"\n{more}\n[data]\ncount = 2\n[validation]\nevery = 0\n'
+        "[[phases]]\narea_px = 4096\nsteps = 2\nbatch = 1\nrate = 1e-3\n",
+        encoding="utf-8",
+    )
+    return path
 
 
 def test_a_gradient_that_is_no_number_stops_before_the_state_is_spoilt(
@@ -137,6 +155,35 @@ def test_what_a_killed_save_left_is_cleared(tmp_path: Path, tiny_folder: Path) -
     assert _quiet(config).step == 1 and not left.exists()
 
 
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [("gpu", "device must be cpu, cuda or cuda:NUMBER, not 'gpu'"), ("cuda", "device is 'cuda', but torch")],
+)
+def test_a_device_that_is_not_there_is_told_before_anything_is_read(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, device: str, told: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(command, "survey", lambda *_, **__: pytest.fail("read the data"))
+    path = _write_config(tmp_path, tiny_folder, f'device = "{device}"')
+    done = CliRunner().invoke(app, ["train", "--check", str(path)])
+    assert done.exit_code == 2 and f"{path}: {told}" in done.stderr, done.output
+    if device == "cuda":
+        with pytest.raises(ConfigError, match=told):
+            _quiet(_config(tmp_path / "run", tiny_folder, device=device))
+
+
+def test_a_full_memory_is_told_in_a_line_with_what_helps(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity")
+
+    monkeypatch.setattr(trainers, "flow_loss", fill)
+    done = CliRunner().invoke(app, ["train", str(_write_config(tmp_path, tiny_folder, ""))])
+    assert done.exit_code == 2 and "Tried to allocate 2.00 GiB" in done.stderr, done.output
+    assert all(key in done.stderr for key in ("gradient_checkpointing", "batch", "area_px", "[lora]", "precision"))
+
+
 def test_a_grid_reads_as_much_of_a_prompt_as_its_phase(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,3 +202,26 @@ def test_a_grid_reads_as_much_of_a_prompt_as_its_phase(
     trainer.train()
     draw_grid(trainer)
     assert seen == [5, 16]
+
+
+@pytest.mark.parametrize("begin", [lambda path, config: command.train(path), lambda path, config: _quiet(config)])
+def test_processes_wait_long_for_the_one_that_draws_a_grid(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Path, TrainingConfig], object]
+) -> None:
+    class Joined(Exception):
+        pass
+
+    def join(**given: Any) -> None:
+        raise Joined(given["timeout"].total_seconds() if "timeout" in given else 600)
+
+    for state in (PartialState, AcceleratorState):
+        monkeypatch.setattr(state, "_shared_state", {})
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
+    place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": 1, "OMP_NUM_THREADS": 1}
+    for name, value in place.items():
+        monkeypatch.setitem(os.environ, name, str(value))
+    monkeypatch.setitem(os.environ, "MASTER_ADDR", "127.0.0.1")
+    path = _write_config(tmp_path, tiny_folder, "")
+    with pytest.raises(Joined) as joined:
+        begin(path, _config(tmp_path / "run", tiny_folder))
+    assert joined.value.args[0] >= 3600
