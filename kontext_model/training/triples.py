@@ -6,7 +6,9 @@ error that names its file and line. Refuses tensors: see `latent_cache`.
 
 import csv
 import json
+import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +24,7 @@ from kontext_model.wardrobe.world import choose_kind
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 COLUMNS = ("condition", "prompt", "target")
-IMAGE_ERRORS = (OSError, ValueError, SyntaxError)
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
 """What Pillow raises over a file that is no whole image."""
 SIDEWAYS = frozenset({5, 6, 7, 8})
 """EXIF orientations whose stored rows are the picture's columns."""
@@ -135,11 +137,14 @@ class RowSource:
         return frozenset(row.prompt for row in self.rows)
 
 
-def _opened(path: Path, where: str, column: str) -> Image.Image:
+@contextmanager
+def _opened(path: Path, where: str, column: str) -> Iterator[Image.Image]:
+    """An image of a row; whatever Pillow raises over it meanwhile names the row."""
     try:
-        return Image.open(path)
-    except (*IMAGE_ERRORS, Image.DecompressionBombError) as error:
-        raise TripleError(f"{where}: {column} {path} is no image that can be opened: {error}") from error
+        with Image.open(path) as picture:
+            yield picture
+    except IMAGE_ERRORS as error:
+        raise TripleError(f"{where}: {column} {path} cannot be read as an image: {error}") from error
 
 
 def _read_size(row: Row) -> tuple[int, int]:
@@ -150,10 +155,7 @@ def _read_size(row: Row) -> tuple[int, int]:
 
 def _read_image(path: Path, where: str, column: str) -> Image.Image:
     with _opened(path, where, column) as picture:
-        try:
-            return to_rgb(picture)
-        except IMAGE_ERRORS as error:
-            raise TripleError(f"{where}: {column} {path} cannot be read: {error}") from error
+        return to_rgb(picture)
 
 
 def read_rows(path: Path) -> RowSource:
@@ -184,9 +186,17 @@ def _check_row(path: Path, line: int, row: Mapping[str, Any]) -> Row:
     for column in COLUMNS:
         if not isinstance(row.get(column), str) or not row[column].strip():
             raise TripleError(f"{where}: column {column!r} is missing or empty; found {row.get(column)!r}")
+    try:
+        row["prompt"].encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a character
+        raise TripleError(f"{where}: column 'prompt' is no text: {error}") from error
     condition, target = path.parent / row["condition"], path.parent / row["target"]
     for column, image in (("condition", condition), ("target", target)):
-        if not image.is_file():
+        try:
+            found = image.is_file()
+        except OSError as error:
+            raise TripleError(f"{where}, column {column!r}: {image} cannot be read: {error.strerror}") from error
+        if not found:
             raise TripleError(f"{where}, column {column!r}: no file {image}")
     return Row(condition, row["prompt"], target, where)
 
@@ -242,8 +252,9 @@ def _list_images(folder: Path) -> dict[str, Path]:
 
 def _read_prompt(folder: Path, name: str, condition: Path) -> str:
     own, shared = folder / "prompt" / f"{name}.txt", folder / "prompt.txt"
-    path = own if own.is_file() else shared
+    path = own
     try:
+        path = own if own.is_file() else shared
         words = path.read_text(encoding="utf-8-sig").strip()
     except FileNotFoundError:
         raise TripleError(f"{condition}: neither {own} nor {shared} exists") from None

@@ -180,6 +180,14 @@ def test_bad_rows_are_named_by_file_line_and_column(tmp_path: Path) -> None:
         read_rows(jsonl)
 
 
+        (
+            '{"condition": "c0.png", "prompt": "x", "target": "a/%s.png"}' % ("b" * 256),
+            r"line 4, column 'target': .*b.png",
+        ),
+        (
+            r'{"condition": "c0.png", "prompt": "flat \ud800", "target": "t0.png"}',
+            r"line 4: column 'prompt' is no text",
+        ),
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -227,7 +235,7 @@ def test_rows_stand_in_buckets_by_their_upright_aspect_and_a_file_that_is_no_ima
         "48x80": [2, 3],
     }
     (tmp_path / "0.jpg").write_bytes(b"no image")
-    with pytest.raises(TripleError, match=r"line 1: condition .*0.jpg is no image that can be opened"):
+    with pytest.raises(TripleError, match=r"line 1: condition .*0.jpg cannot be read"):
         sort_into_buckets(read_rows(path), 4096)
 
 
@@ -251,6 +259,14 @@ def test_cached_latents_equal_fresh_ones_and_depend_on_the_encoder_only(tmp_path
     assert all(torch.equal(one, other) for one, other in zip(fresh, again, strict=True))
     assert fresh[0].shape == (16, 8, 8) and fresh[0].dtype == torch.float16
     digest = encoder_digest(vae)
+@pytest.mark.parametrize("exif", [b"no TIFF, whatever it is", b"II*\0"])
+def test_a_picture_whose_exif_is_broken_names_its_row(tmp_path: Path, exif: bytes) -> None:
+    path = _write_triples(tmp_path)
+    Image.new("RGB", (64, 64)).save(tmp_path / "t1.png", exif=exif)
+    with pytest.raises(TripleError, match=r"triples.jsonl, line 2: target .*t1.png cannot be read"):
+        sort_into_buckets(read_rows(path), 4096)
+
+
     with torch.no_grad():
         vae.decoder.conv_in.weight.add_(1)
         assert encoder_digest(vae) == digest
