@@ -4,9 +4,12 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from time import sleep
+from typing import Any
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
@@ -19,6 +22,8 @@ from kontext_model.training.autoencoder import AutoencoderConfig, make_autoencod
 from kontext_model.training.batches import sort_into_buckets
 from kontext_model.training.config import (
     ConfigError,
+from kontext_model.lora import Adapters, open_lora
+from kontext_model.training import prefill as prefilling
     DataConfig,
     LoraConfig,
     Phase,
@@ -507,3 +512,43 @@ def test_the_shipped_recipe_reads() -> None:
     drawn = sum(phase.fresh * phase.steps for phase in config.phases)
     assert config.data.first_seed + drawn < 5_000_000, "where other seeds begin"
     assert HELD_OUT_SEED > 60_000_000
+@pytest.fixture
+def encoders_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders that are a thread of this process; one, as opening a model is nothing for several."""
+    monkeypatch.setattr(prefilling, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(1))
+
+
+@pytest.mark.usefixtures("encoders_here")
+def test_encoders_read_a_checkpoints_files_once_to_know_its_revision(
+    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind))
+    config = _config(tmp_path / "run", start)
+    assert prefill(config, 2, report=lambda line: None) == 12
+    assert hashed and len(hashed) == len(set(hashed))
+    hashed.clear()
+    Trainer(config, report=lambda line: None)
+    assert not hashed, "training knows it already"
+
+
+@pytest.mark.usefixtures("encoders_here")
+def test_encoders_stop_soon_after_an_image_that_cannot_be_read(
+    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = json.loads(_write_triples(tmp_path, count=1).read_text(encoding="utf-8"))
+    for number in range(1, 200):
+        shutil.copyfile(tmp_path / "t0.png", tmp_path / f"t{number}.png")
+    whole = (tmp_path / "c0.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    rows = [{**row, "condition": "half.png"}, *({**row, "target": f"t{number}.png"} for number in range(1, 200))]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    read = LatentCache.read
+    monkeypatch.setattr(LatentCache, "read", lambda *given: (sleep(0.005), read(*given))[1])
+    with pytest.raises(TripleError, match=r"line 1: condition .*half.png cannot be read"):
+        prefill(_config(tmp_path / "run", start, data=DataConfig(str(path))), 2, report=lambda line: None)
+    assert len(list((tmp_path / "run" / "latents").rglob("*.safetensors"))) < 90
+
+
