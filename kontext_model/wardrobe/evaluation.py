@@ -168,6 +168,8 @@ def _edit(
         # The longest wording exceeds what a small text encoder reads; the model was trained on it cut.
         warnings.simplefilter("ignore", CutPromptWarning)
         embeds = editor.encode_text([sample.prompt for sample in samples])
+    if editor.checkpoint.device.type == "cuda":
+        torch.cuda.synchronize(editor.checkpoint.device)  # else the first sampling waits for what is encoded
     encoding_s = time.perf_counter() - began_s
     made = {}
     for steps in step_counts:

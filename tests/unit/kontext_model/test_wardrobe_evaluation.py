@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -70,6 +72,32 @@ def test_answers_that_are_perfect_reach_every_bar(tiny_folder: Path, monkeypatch
     monkeypatch.setattr(evaluation, "_edit", cheat)
     perfect = evaluate(Question(tiny_folder, count=12, side_px=96))
     assert perfect.main.all["psnr"] == 99 and all(each["reached"] for each in judge(perfect))
+
+
+def test_a_cards_encoding_counts_for_every_step_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, queued_s = 0.0, 0.0
+
+    def queue(work_s: float) -> None:
+        nonlocal queued_s
+        queued_s += work_s
+
+    def wait(*_: object) -> list[Image.Image]:
+        nonlocal now_s, queued_s
+        now_s, queued_s = now_s + queued_s, 0.0
+        return []
+
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: now_s)
+    card = SimpleNamespace(
+        checkpoint=SimpleNamespace(device=torch.device("cuda")),
+        defaults=SimpleNamespace(guidance=2.5),
+        encode_images=lambda *_: queue(3.0),
+        encode_text=lambda *_: queue(4.0),
+        sample=lambda condition, embeds, canvas, seeds, steps, guidance: queue(float(steps)),
+        decode=wait,
+    )
+    made = evaluation._edit(card, [], 64, (1, 2))  # type: ignore[arg-type]
+    assert {steps: taken_s for steps, (_, taken_s) in made.items()} == {1: 8.0, 2: 9.0}
 
 
 def test_means_skip_figures_that_a_kind_lacks() -> None:
