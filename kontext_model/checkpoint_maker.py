@@ -176,14 +176,19 @@ def save_parts(folder: Path, parts: Mapping[str, Any], defaults: Defaults) -> Pa
         made.mkdir()
         for part in MODEL_INDEX:
             parts[part].save_pretrained(str(made / part))
-        for weights in made.glob("*/*.safetensors"):
-            weights.chmod(0o644)  # safetensors leaves them to the owner alone
+        let_others_read(made)
         index = {"_class_name": "FluxKontextPipeline", "_diffusers_version": diffusers.__version__}
         index |= {"image_encoder": [None, None], "feature_extractor": [None, None]} | MODEL_INDEX
         _write_json(made / "model_index.json", index)
         _write_json(made / "kontext.json", asdict(defaults))
         made.rename(folder)
     return folder
+
+
+def let_others_read(folder: Path) -> None:
+    """Open the weights below a folder to readers: safetensors leaves them to the owner alone, whatever the umask."""
+    for weights in folder.rglob("*.safetensors"):
+        weights.chmod(0o644)
 
 
 def _write_json(path: Path, value: Any) -> None:

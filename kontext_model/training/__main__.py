@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
 import torch
@@ -112,8 +113,13 @@ def _settle(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    folder = options.folder
-    made = export_checkpoint(folder / "start", folder / "wardrobe-small", folder / "transformer", folder / "settled")
+    folder, made = options.folder, options.folder / "wardrobe-small"
+    with TemporaryDirectory(dir=folder, prefix=".") as beside:
+        fresh = Path(beside) / "made"
+        export_checkpoint(folder / "start", fresh, folder / "transformer", folder / "settled")
+        if made.exists():
+            made.rename(Path(beside) / "before")
+        fresh.rename(made)
     _report(f"made {made}")
 
 

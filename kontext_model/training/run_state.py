@@ -137,6 +137,8 @@ def read_average(folder: Path, terms: Terms = NO_TERMS) -> tuple[dict[str, Tenso
     Raises FileNotFoundError without a state, ValueError for one that was trained on other terms.
     """
     path = folder / STATE_NAME
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: train first")
     state = torch.load(path, map_location="cpu", weights_only=True)
     _check_terms(path, state, terms)
     return dict(state["average"]), int(state["step"])

@@ -5,7 +5,8 @@ precision on disk.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import cos, sin
 from pathlib import Path
@@ -17,11 +18,11 @@ from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
 from peft import LoraConfig as LoraAdapter
 
 from kontext_model.checkpoint import Checkpoint, open_checkpoint
-from kontext_model.checkpoint_maker import build_parts, save_parts
+from kontext_model.checkpoint_maker import build_parts, let_others_read, save_parts
 from kontext_model.revision import CheckpointRef, Defaults
 from kontext_model.training.autoencoder import AutoencoderConfig, make_autoencoder
 from kontext_model.training.config import TrainingConfig
-from kontext_model.training.run_state import STATE_NAME, copy_weights, read_average
+from kontext_model.training.run_state import copy_weights, read_average
 from kontext_model.wardrobe import PROMPTS
 
 WARDROBE_DEFAULTS = Defaults(area_px=256 * 256, text_length=144, steps=8, guidance=2.5)
@@ -128,11 +129,12 @@ def export_checkpoint(
 ) -> Path:
     """Write a checkpoint: `start` with the averaged weights of these runs in place of its own; gives the folder.
 
-    Raises FileExistsError when the folder exists and is not empty, ValueError when a run does not fit the start.
+    Raises FileExistsError when the folder exists and is not empty, FileNotFoundError when a run has no state,
+    ValueError when it does not fit the start.
     """
     checkpoint = open_checkpoint(start)
     for model, run in ((checkpoint.transformer, transformer_run), (checkpoint.vae, vae_run)):
-        if run is not None and (run / STATE_NAME).exists():
+        if run is not None:
             copy_weights(model, read_average(run)[0])
     return save_parts(folder, _parts(checkpoint, half), checkpoint.defaults)
 
@@ -140,21 +142,23 @@ def export_checkpoint(
 def export_lora(config: TrainingConfig, folder: Path) -> Path:
     """Write a LoRA run's averaged adapter as diffusers' `pytorch_lora_weights.safetensors`; gives the folder.
 
-    A file of that name is replaced by the whole new one. Raises ValueError when the configuration trains no LoRA
-    or another than the run's, FileNotFoundError when the run has no state.
+    Alpha is in the weights, since not every reader knows another place for it. A file of that name is replaced by the
+    whole new one. Raises ValueError when the configuration trains no LoRA or another than the run's, FileNotFoundError
+    when the run has no state.
     """
     if config.lora is None:
         raise ValueError("the configuration has no [lora] table: export the run as a checkpoint")
     weights, _ = read_average(Path(config.out), config.lora.terms)
-    layers = {name.replace(".default.", "."): value.half() for name, value in weights.items()}
-    adapter = LoraAdapter(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=list(config.lora.targets))
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
+    rank, strength = config.lora.rank, config.lora.alpha / config.lora.rank
+    layers = {
+        name.replace(".default.", "."): (value * strength if ".lora_B." in name else value).half()
+        for name, value in weights.items()
+    }
+    adapter = LoraAdapter(r=rank, lora_alpha=rank, target_modules=list(config.lora.targets))
+    with _files_replaced(folder) as made:
         FluxLoraLoaderMixin.save_lora_weights(
-            temporary, transformer_lora_layers=layers, transformer_lora_adapter_metadata=adapter.to_dict()
+            made, transformer_lora_layers=layers, transformer_lora_adapter_metadata=adapter.to_dict()
         )
-        for made in Path(temporary).iterdir():
-            made.replace(folder / made.name)
     return folder
 
 
@@ -162,7 +166,20 @@ def install_decoder(folder: Path, vae_run: Path) -> None:
     """Give a starting checkpoint the averaged decoder of a run, so that validation pictures can be read."""
     vae = open_checkpoint(folder, parts=frozenset({"decode"})).vae
     copy_weights(vae, read_average(vae_run)[0])
-    vae.save_pretrained(str(folder / "vae"))
+    with _files_replaced(folder / "vae") as made:
+        vae.save_pretrained(str(made))
+
+
+@contextmanager
+def _files_replaced(folder: Path) -> Iterator[Path]:
+    """A place to write files; each then replaces the one of its name in the folder, in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
+        made = Path(temporary)
+        yield made
+        let_others_read(made)
+        for file in made.iterdir():
+            file.replace(folder / file.name)
 
 
 def _parts(checkpoint: Checkpoint, half: bool) -> Mapping[str, Any]:

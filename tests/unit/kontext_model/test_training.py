@@ -1,29 +1,33 @@
 """Training: the objective's sign and densities, data errors, exact resuming, export."""
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import numpy as np
 from time import sleep
 from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
+from peft.tuners.lora import LoraLayer
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from kontext_model import KontextEditor, training
 from kontext_model.canvas import Canvas
 from kontext_model.checkpoint_maker import make_checkpoint
+from kontext_model.lora import Adapters, open_lora
+from kontext_model.training import prefill as prefilling
 from kontext_model.training.autoencoder import AutoencoderConfig, make_autoencoder
 from kontext_model.training.batches import sort_into_buckets
 from kontext_model.training.config import (
     ConfigError,
-from kontext_model.lora import Adapters, open_lora
-from kontext_model.training import prefill as prefilling
     DataConfig,
     LoraConfig,
     Phase,
@@ -176,6 +180,14 @@ def test_bad_rows_are_named_by_file_line_and_column(tmp_path: Path) -> None:
         ('{"condition": "no.png", "prompt": "x", "target": "t0.png"}', r"line 4, column 'condition': no file"),
         ("{", r"line 4: not JSON"),
         ("[]", r"line 4: must be an object, not list"),
+        (
+            '{"condition": "c0.png", "prompt": "x", "target": "a/%s.png"}' % ("b" * 256),
+            r"line 4, column 'target': .*b.png",
+        ),
+        (
+            r'{"condition": "c0.png", "prompt": "flat \ud800", "target": "t0.png"}',
+            r"line 4: column 'prompt' is no text",
+        ),
     ):
         jsonl.write_text(good + "\n" + line, encoding="utf-8")
         with pytest.raises(TripleError, match=message):
@@ -185,14 +197,6 @@ def test_bad_rows_are_named_by_file_line_and_column(tmp_path: Path) -> None:
         read_rows(jsonl)
 
 
-        (
-            '{"condition": "c0.png", "prompt": "x", "target": "a/%s.png"}' % ("b" * 256),
-            r"line 4, column 'target': .*b.png",
-        ),
-        (
-            r'{"condition": "c0.png", "prompt": "flat \ud800", "target": "t0.png"}',
-            r"line 4: column 'prompt' is no text",
-        ),
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -255,6 +259,14 @@ def test_a_broken_image_names_its_row_and_leaves_no_cache_file(tmp_path: Path) -
     assert not list((tmp_path / "latents").rglob("*.*"))
 
 
+@pytest.mark.parametrize("exif", [b"no TIFF, whatever it is", b"II*\0"])
+def test_a_picture_whose_exif_is_broken_names_its_row(tmp_path: Path, exif: bytes) -> None:
+    path = _write_triples(tmp_path)
+    Image.new("RGB", (64, 64)).save(tmp_path / "t1.png", exif=exif)
+    with pytest.raises(TripleError, match=r"triples.jsonl, line 2: target .*t1.png cannot be read"):
+        sort_into_buckets(read_rows(path), 4096)
+
+
 def test_cached_latents_equal_fresh_ones_and_depend_on_the_encoder_only(tmp_path: Path) -> None:
     vae = make_autoencoder(AutoencoderConfig(fit_samples=1)).eval()
     cache = LatentCache(tmp_path, vae, encoder_digest(vae))
@@ -264,14 +276,6 @@ def test_cached_latents_equal_fresh_ones_and_depend_on_the_encoder_only(tmp_path
     assert all(torch.equal(one, other) for one, other in zip(fresh, again, strict=True))
     assert fresh[0].shape == (16, 8, 8) and fresh[0].dtype == torch.float16
     digest = encoder_digest(vae)
-@pytest.mark.parametrize("exif", [b"no TIFF, whatever it is", b"II*\0"])
-def test_a_picture_whose_exif_is_broken_names_its_row(tmp_path: Path, exif: bytes) -> None:
-    path = _write_triples(tmp_path)
-    Image.new("RGB", (64, 64)).save(tmp_path / "t1.png", exif=exif)
-    with pytest.raises(TripleError, match=r"triples.jsonl, line 2: target .*t1.png cannot be read"):
-        sort_into_buckets(read_rows(path), 4096)
-
-
     with torch.no_grad():
         vae.decoder.conv_in.weight.add_(1)
         assert encoder_digest(vae) == digest
@@ -482,17 +486,33 @@ def test_a_configuration_reads_whole(tmp_path: Path) -> None:
     assert config.phase_at(3) == (config.phases[1], 1)
 
 
-def test_a_lora_run_exports_a_file_that_diffusers_loads(tmp_path: Path, start: Path) -> None:
-    config = _config(tmp_path / "run", start, lora=LoraConfig(rank=2, alpha=2.0))
+def _list_changes(transformer: Any) -> dict[str, torch.Tensor]:
+    """What the one adapter of a transformer adds to the weights, by layer."""
+    [adapter] = transformer.peft_config
+    layers = {name: each for name, each in transformer.named_modules() if isinstance(each, LoraLayer)}
+    return {name: each.get_delta_weight(adapter).detach().float() for name, each in layers.items()}
+
+
+def test_an_exported_lora_counts_as_much_for_every_reader_as_it_did_in_training(tmp_path: Path, start: Path) -> None:
+    config = _config(tmp_path / "run", start, lora=LoraConfig(rank=2, alpha=6.0))
     trainer = Trainer(config, report=lambda line: None)
     trainer.train()
-    folder = export_lora(config, tmp_path / "lora")
-    pipeline = FluxKontextPipeline.from_pretrained(start)
-    pipeline.load_lora_weights(folder)
-    loaded = dict(pipeline.transformer.named_parameters())
-    name = "transformer_blocks.0.attn.to_q.lora_A.default_0.weight"
-    expected = trainer.average.shadow[name.replace("default_0", "default")].half().float()
-    assert torch.equal(loaded[name].float(), expected)
+    with trainer.average.applied(trainer.model):
+        trained = _list_changes(trainer.model)
+    [file] = export_lora(config, tmp_path / "lora").iterdir()
+    (tmp_path / "bare").mkdir()
+    save_file(load_file(file), tmp_path / "bare" / file.name)  # as a reader that knows no metadata sees it
+    for folder in (file.parent, tmp_path / "bare"):
+        pipeline = FluxKontextPipeline.from_pretrained(start)
+        pipeline.load_lora_weights(folder)
+        own = KontextEditor.open(start).checkpoint.transformer
+        with Adapters(own).applied(open_lora(folder)):
+            for loaded in (_list_changes(pipeline.transformer), _list_changes(own)):
+                assert loaded.keys() == trained.keys()
+                for name, change in trained.items():
+                    off = (loaded[name] - change).abs().max()
+                    assert off < 0.002 * change.abs().max(), f"{name}: half precision's rounding at most"
+    assert file.stat().st_mode & 0o777 == 0o644, "others may read it"
     with pytest.raises(ValueError, match=r"no \[lora\] table"):
         export_lora(replace(config, lora=None), tmp_path / "none")
 
@@ -506,12 +526,6 @@ def test_prefilled_latents_are_what_training_reads(tmp_path: Path, start: Path) 
     assert files == sorted(path.stat().st_mtime_ns for path in (tmp_path / "run" / "latents").rglob("*.safetensors"))
 
 
-def test_the_shipped_recipe_reads() -> None:
-    config = read_config(Path(training.__file__).with_name("wardrobe_small.toml"))
-    assert config.phases[-1].area_px == WARDROBE_DEFAULTS.area_px
-    drawn = sum(phase.fresh * phase.steps for phase in config.phases)
-    assert config.data.first_seed + drawn < 5_000_000, "where other seeds begin"
-    assert HELD_OUT_SEED > 60_000_000
 @pytest.fixture
 def encoders_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders that are a thread of this process; one, as opening a model is nothing for several."""
@@ -552,3 +566,9 @@ def test_encoders_stop_soon_after_an_image_that_cannot_be_read(
     assert len(list((tmp_path / "run" / "latents").rglob("*.safetensors"))) < 90
 
 
+def test_the_shipped_recipe_reads() -> None:
+    config = read_config(Path(training.__file__).with_name("wardrobe_small.toml"))
+    assert config.phases[-1].area_px == WARDROBE_DEFAULTS.area_px
+    drawn = sum(phase.fresh * phase.steps for phase in config.phases)
+    assert config.data.first_seed + drawn < 5_000_000, "where other seeds begin"
+    assert HELD_OUT_SEED > 60_000_000

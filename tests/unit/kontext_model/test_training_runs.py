@@ -2,18 +2,23 @@
 
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
+import tomllib
 import warnings
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -376,9 +381,9 @@ def test_a_short_making_is_warmed_up_in_proportion(tmp_path: Path, monkeypatch: 
         assert (short.steps, short.warmup) == (round(whole.steps / 20), round(whole.warmup / 20))
 
 
-def test_one_command_makes_the_shipped_checkpoint_from_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def small_making(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe of the shipped checkpoint, in moments."""
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         'checkpoint = "unset"\nout = "unset"\n[data]\ncount = 2\n[objective]\nrollout = 0.5\n[validation]\nevery = 0\n'
@@ -402,3 +407,42 @@ def test_one_command_makes_the_shipped_checkpoint_from_nothing(
     assert (made / scheduler).read_text() == (shipped / scheduler).read_text()
     [picture] = KontextEditor.open(made)([draw(1, (64, 64)).photo], [Edit("flat lay", width=64, height=64, steps=1)])
     assert picture.size == (64, 64)
+
+
+@pytest.mark.usefixtures("small_making")
+def test_nothing_untrained_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for stage, code in (("start", 0), ("export", 2)):
+        assert making.main(["wardrobe", str(tmp_path / "run"), "--stage", stage]) == code
+    seen = capsys.readouterr()
+    assert "made" not in seen.out and "transformer/state.pt does not exist: train first" in seen.err
+    assert not (tmp_path / "run" / "wardrobe-small").exists()
+
+
+@pytest.mark.usefixtures("small_making")
+def test_one_command_makes_the_shipped_checkpoint_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _see_it_made_again(tmp_path / "run", monkeypatch)
+
+
+def _see_it_made_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(part: str) -> bytes:
+        weights = run / part / "diffusion_pytorch_model.safetensors"
+        assert weights.stat().st_mode & 0o777 == 0o644, "others may read it"
+        return weights.read_bytes()
+
+    before = {part: read(part) for part in ("start/vae", "wardrobe-small/transformer")}
+    with monkeypatch.context() as killing:
+        killing.setattr(AutoencoderKL, "save_pretrained", _write_half_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            making.main(["wardrobe", str(run), "--stage", "decoder"])
+    assert read("start/vae") == before["start/vae"]
+    for more, same in ((("--stage", "export"), True), (("--length", "2"), False)):
+        assert making.main(["wardrobe", str(run), *more]) == 0
+        assert all((read(part) == bytes_before) is same for part, bytes_before in before.items())
+    assert not [each.name for each in run.rglob(".*")], "nothing left beside"
+
+
+def _write_half_and_die(vae: Any, folder: str) -> None:
+    (Path(folder) / "diffusion_pytorch_model.safetensors").write_bytes(b"half")
+    raise KeyboardInterrupt
