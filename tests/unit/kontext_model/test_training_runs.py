@@ -367,6 +367,25 @@ def test_the_how_tos_configuration_reads(tmp_path: Path) -> None:
     assert config.lora is not None and config.data.source == "triples.csv" and config.phases[0].rate == 1e-4
 
 
+def _list_keys(kind: Any, dot: str = "") -> Iterator[str]:
+    for name, hint in get_type_hints(kind).items():
+        parts = [part for part in (hint, *get_args(hint)) if is_dataclass(part)]
+        yield from _list_keys(parts[0], f"{dot}{name}.") if parts else [dot + name]
+
+
+def _list_set(table: dict[str, Any], dot: str = "") -> Iterator[str]:
+    for name, value in table.items():
+        within = value[0] if name == "phases" else value
+        yield from _list_set(within, f"{dot}{name}.") if isinstance(within, dict) else [dot + name]
+
+
+def test_the_how_to_explains_every_key() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+    block = re.sub(r"^# (?=\w+ = )", "", page.partition("```toml\n")[2].partition("```")[0], flags=re.MULTILINE)
+    assert sorted(_list_set(tomllib.loads(block))) == sorted(_list_keys(TrainingConfig))
+    assert [line for line in block.splitlines() if " = " in line and "  # " not in line] == []
+
+
 def test_a_short_making_is_warmed_up_in_proportion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[TrainingConfig] = []
 
@@ -397,16 +416,6 @@ def small_making(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(making, "SettleConfig", lambda: SettleConfig(count=1, steps=1, batch=1))
     monkeypatch.setattr(shipping, "WARDROBE_DEFAULTS", Defaults(area_px=4096, text_length=144, steps=1, guidance=2.5))
     monkeypatch.setattr(decoder, "POOL", 1)
-    made = tmp_path / "run" / "wardrobe-small"
-    assert making.main(["wardrobe", str(tmp_path / "run")]) == 0
-    assert f"made {made}" in capsys.readouterr().out
-    shipped = Path(str(wardrobe.__file__)).parent / "checkpoint"
-    names = {path.relative_to(shipped) for path in shipped.rglob("*") if path.is_file()}
-    assert names == {path.relative_to(made) for path in made.rglob("*") if path.is_file()}
-    scheduler = Path("scheduler", "scheduler_config.json")
-    assert (made / scheduler).read_text() == (shipped / scheduler).read_text()
-    [picture] = KontextEditor.open(made)([draw(1, (64, 64)).photo], [Edit("flat lay", width=64, height=64, steps=1)])
-    assert picture.size == (64, 64)
 
 
 @pytest.mark.usefixtures("small_making")
@@ -422,6 +431,16 @@ def test_nothing_untrained_is_exported(tmp_path: Path, capsys: pytest.CaptureFix
 def test_one_command_makes_the_shipped_checkpoint_from_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    made = tmp_path / "run" / "wardrobe-small"
+    assert making.main(["wardrobe", str(tmp_path / "run")]) == 0
+    assert f"made {made}" in capsys.readouterr().out
+    shipped = Path(str(wardrobe.__file__)).parent / "checkpoint"
+    names = {path.relative_to(shipped) for path in shipped.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(made) for path in made.rglob("*") if path.is_file()}
+    scheduler = Path("scheduler", "scheduler_config.json")
+    assert (made / scheduler).read_text() == (shipped / scheduler).read_text()
+    [picture] = KontextEditor.open(made)([draw(1, (64, 64)).photo], [Edit("flat lay", width=64, height=64, steps=1)])
+    assert picture.size == (64, 64)
     _see_it_made_again(tmp_path / "run", monkeypatch)
 
 
