@@ -130,16 +130,20 @@ def open_outline(ref: str | Path, revision: str | None = None) -> Checkpoint:
     meta = torch.device("meta")
     with silence():
         components = {part: _open_part(folder, part, torch.float32) for part in wanted}
-        with meta:
-            transformer = FluxTransformer2DModel.from_config(_read_config(folder / "transformer" / "config.json"))
+        transformer = _outline_transformer(folder / "transformer" / "config.json", meta)
     return Checkpoint(pinned.revision, pinned.defaults, meta, torch.float32, transformer=transformer, **components)
 
 
 def _find_device(device: str | torch.device) -> torch.device:
+    """The device, seen to be there before any weight is read."""
     try:
+        torch.empty(0, device=device)
         return torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # each of torch's backends raises its own
+        raise CheckpointError(
+            f"device {str(device)!r} cannot be used here: {_shorten(error)}; name another (cpu always works), or see "
+            "that its driver and a torch built for it are installed"
+        ) from error
 
 
 def _find_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -159,8 +163,7 @@ def _open_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # whatever a library raises over a hostile file, the user meets one kind
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
-        raise CheckpointError(f"checkpoint part {folder / part} cannot be opened: {reason}") from error
+        raise CheckpointError(f"checkpoint part {folder / part} cannot be opened: {_shorten(error)}") from error
 
 
 def _open_model(folder: Path, part: str, dtype: torch.dtype) -> Any:
@@ -184,6 +187,15 @@ def _open_model(folder: Path, part: str, dtype: torch.dtype) -> Any:
     return model
 
 
+def _outline_transformer(path: Path, device: torch.device) -> Any:
+    config = _read_config(path)
+    try:
+        with device:
+            return FluxTransformer2DModel.from_config(config)
+    except Exception as error:  # whatever a layer raises over a size that is none
+        raise CheckpointError(f"checkpoint file {path} describes no transformer: {_shorten(error)}") from error
+
+
 def _open_scheduler(folder: Path) -> Any:
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(str(folder / "scheduler"), local_files_only=True)
     for option in ("stochastic_sampling", "invert_sigmas"):
@@ -200,9 +212,17 @@ def _check_configs(folder: Path) -> None:
     transformer, vae, clip, t5 = (
         _read_config(folder / part / "config.json") for part in ("transformer", "vae", "text_encoder", "text_encoder_2")
     )
+    for key, kind, types in (
+        ("block_out_channels", "a list", (list,)),
+        ("shift_factor", "a number", (int, float)),
+        ("scaling_factor", "a number", (int, float)),
+    ):
+        if type(vae.get(key)) not in types:
+            path = folder / "vae" / "config.json"
+            raise CheckpointError(f"checkpoint file {path}: {key} is {vae.get(key)!r}, where {kind} fits")
     for name, found, wanted in (
         ("the VAE's latent_channels", vae.get("latent_channels"), CHANNELS),
-        ("the VAE's number of block_out_channels", len(vae.get("block_out_channels") or ()), 4),
+        ("the VAE's number of block_out_channels", len(vae["block_out_channels"]), 4),
         ("the transformer's in_channels", transformer.get("in_channels"), TOKEN_CHANNELS),
         ("the transformer's pooled_projection_dim", transformer.get("pooled_projection_dim"), clip.get("hidden_size")),
         ("the transformer's joint_attention_dim", transformer.get("joint_attention_dim"), t5.get("d_model")),
@@ -228,10 +248,14 @@ def _download(ref: str, commit: str, parts: list[str]) -> Path:
     patterns = [f"{part}/*{suffix}" for part in parts for suffix in sorted(revisions.LOADED_SUFFIXES)]
     configs = ["model_index.json", "kontext.json", "*/config.json"]
     try:
-        return Path(huggingface_hub.snapshot_download(ref, revision=commit, allow_patterns=patterns + configs))
+        repository = ref.partition("@")[0]
+        return Path(huggingface_hub.snapshot_download(repository, revision=commit, allow_patterns=patterns + configs))
     except Exception as error:  # the client, its transport and the file system each raise their own
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
-        raise CheckpointError(f"checkpoint {ref!r} at {commit} cannot be downloaded: {reason}") from error
+        raise CheckpointError(f"checkpoint {ref!r} cannot be downloaded: {_shorten(error)}") from error
+
+
+def _shorten(error: Exception) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -37,7 +37,10 @@ class Defaults:
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """A checkpoint pinned to a revision: a folder of this machine, or (folder None) a commit of a hub repository."""
+    """A checkpoint pinned to a revision: a folder of this machine, or (folder None) a commit of a hub repository.
+
+    `ref` finds the same again: the folder, or `owner/name@commit`.
+    """
 
     ref: str
     folder: Path | None
@@ -45,6 +48,9 @@ class CheckpointRef:
     defaults: Defaults
 
 
+_NAME = r"[A-Za-z0-9][\w.-]{0,95}"
+_HUB_ID = re.compile(rf"(?P<repository>{_NAME}/{_NAME})(?:@(?P<revision>{_NAME}(?:/{_NAME})*))?", flags=re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _RANGES: dict[str, tuple[float, float]] = {
     "area_px": (16 * 16, 4096 * 4096),
     "text_length": (1, 512),
@@ -54,10 +60,11 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 def resolve(ref: str | Path, revision: str | None = None, cache_file: Path | None = None) -> CheckpointRef:
-    """Pin a checkpoint: a folder by its content digest, a hub id (`owner/name`, not an existing folder) by its commit.
+    """Pin a checkpoint: a folder by its content digest, a hub id (`owner/name[@revision]`, no folder) by its commit.
 
-    `revision` is what it must be: a folder with another content is refused, a hub id takes it as branch, tag or commit.
-    `cache_file` as in `read_revision`. Raises CheckpointError.
+    `revision` is what it must be: a folder or commit of another is refused, a hub id takes it as branch, tag or commit.
+    Without the network a branch or tag is what the hub's local cache last knew of it. `cache_file` as in
+    `read_revision`. Raises CheckpointError.
     """
     folder = Path(ref).expanduser()
     if folder.is_dir():
@@ -65,15 +72,16 @@ def resolve(ref: str | Path, revision: str | None = None, cache_file: Path | Non
         if revision is not None and revision != found:
             raise CheckpointError(f"checkpoint {folder} has revision {found}, not the asked {revision}")
         return CheckpointRef(str(ref), folder, found, read_defaults(folder))
-    if not is_hub_id(str(ref)):
-        raise CheckpointError(f"checkpoint {ref} is not a folder; give a diffusers-layout folder or a hub id")
-    commit, defaults = _ask_hub(str(ref), revision)
-    return CheckpointRef(str(ref), None, commit, defaults)
-
-
-def is_hub_id(ref: str) -> bool:
-    """Whether `ref` reads like `owner/name`. An existing folder of that name goes before the hub."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", ref, flags=re.ASCII) is not None
+    hub_id = _HUB_ID.fullmatch(str(ref))
+    if hub_id is None:
+        raise CheckpointError(
+            f"checkpoint {ref} is not a folder; give a diffusers-layout folder or a hub id: owner/name[@revision]"
+        )
+    repository, own = hub_id["repository"], hub_id["revision"]
+    if revision is not None and own is not None and _COMMIT.fullmatch(own) and revision != own:
+        raise CheckpointError(f"checkpoint {ref} is pinned, and not to the asked {revision}; give one of the two")
+    commit, defaults = _ask_hub(repository, own if revision is None else revision)
+    return CheckpointRef(f"{repository}@{commit}", None, commit, defaults)
 
 
 def read_defaults(folder: Path) -> Defaults:
@@ -188,28 +196,44 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
-def _ask_hub(ref: str, revision: str | None) -> tuple[str, Defaults]:
+def _ask_hub(repository: str, revision: str | None) -> tuple[str, Defaults]:
     """The commit and the defaults of a hub repository; the only function here that uses the network."""
     try:
-        import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        import huggingface_hub.errors
     except ImportError as error:
         raise CheckpointError(
-            f"checkpoint {ref!r} is not a folder here; reading it as a hub id needs the package huggingface_hub"
+            f"checkpoint {repository!r} is not a folder here; reading it as a hub id needs the package huggingface_hub"
         ) from error
     try:
-        commit = revision if re.fullmatch(r"[0-9a-f]{40}", revision or "") else None
-        if commit is None:
-            commit = huggingface_hub.HfApi().model_info(ref, revision=revision).sha
-        try:
-            defaults = _parse_defaults(Path(huggingface_hub.hf_hub_download(ref, "kontext.json", revision=commit)))
-        except LocalEntryNotFoundError:  # the hub was not reached: not knowing is not the same as having none
-            raise
-        except EntryNotFoundError:
-            defaults = Defaults()
+        commit = huggingface_hub.HfApi().resolve_revision(repository, revision=revision).resolved
+        return str(commit), _fetch_defaults(huggingface_hub, repository, commit)
     except CheckpointError:
         raise
     except Exception as error:  # the client, its transport and the file system each raise their own
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"checkpoint {ref!r} is not a folder here, nor readable on the hub: {reason}") from error
-    return str(commit), defaults
+        raise CheckpointError(
+            f"checkpoint {repository!r} is not a folder here, nor readable on the hub: {reason}"
+        ) from error
+
+
+def _fetch_defaults(hub: Any, repository: str, commit: str) -> Defaults:
+    """What a commit's `kontext.json` says, from the hub's local cache where that knows."""
+    try:
+        return _parse_defaults(Path(hub.hf_hub_download(repository, "kontext.json", revision=commit)))
+    except hub.errors.LocalEntryNotFoundError:  # not reached: not knowing is not the same as having none
+        if _is_known_to_lack_defaults(hub, repository, commit):
+            return Defaults()
+        raise
+    except hub.errors.EntryNotFoundError:
+        return Defaults()
+
+
+def _is_known_to_lack_defaults(hub: Any, repository: str, commit: str) -> bool:
+    """Whether the local cache has noted that there is no `kontext.json`, or lists the commit's files without one."""
+    if hub.try_to_load_from_cache(repository, "kontext.json", revision=commit) is hub._CACHED_NO_EXIST:
+        return True
+    try:
+        files = hub.get_cached_repo_tree(repository, revision=commit)
+    except hub.errors.CachedRepoTreeNotFoundError:
+        return False
+    return all(file.path != "kontext.json" for file in files)

@@ -82,12 +82,19 @@ def test_weights_are_frozen_and_of_the_asked_dtype(tiny_folder: Path) -> None:
         ({"parts": frozenset({"train"})}, r"parts must be some of decode, encode, sample, not \['train'\]"),
         ({"parts": frozenset()}, "parts must be some of"),
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, not 'int8'"),
-        ({"device": "toaster"}, "unknown device 'toaster'"),
     ],
 )
 def test_a_wrong_argument_is_an_error(tiny_folder: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_checkpoint(tiny_folder, **arguments)
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:99", torch.device("cuda", 99)])
+def test_a_device_that_is_not_there_is_told_before_a_weight_is_read(tiny_copy: Path, device: Any) -> None:
+    for part, name in WEIGHTS.items():
+        (tiny_copy / part / name).write_bytes(b"not read")
+    with pytest.raises(CheckpointError, match=f"device '{device}' cannot be used here: .*; name another .cpu always"):
+        open_checkpoint(tiny_copy, device=device)
 
 
 def test_a_pinned_revision_must_be_the_folders(tiny_folder: Path) -> None:
@@ -167,6 +174,9 @@ def test_a_part_without_weights_is_refused(tiny_copy: Path) -> None:
     [
         ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "is of 'StableDiffusionPipeline', not of"),
         ("vae/config.json", {"latent_channels": 4}, "the VAE's latent_channels is 4, where 16 fits"),
+        ("vae/config.json", {"block_out_channels": 4}, "vae/config.json: block_out_channels is 4, where a list fits"),
+        ("vae/config.json", {"shift_factor": None}, "vae/config.json: shift_factor is None, where a number fits"),
+        ("vae/config.json", {"scaling_factor": "1"}, "vae/config.json: scaling_factor is '1', where a number fits"),
         ("vae/config.json", {"block_out_channels": [8, 8, 8]}, "number of block_out_channels is 3, where 4 fits"),
         ("transformer/config.json", {"in_channels": 32}, "the transformer's in_channels is 32, where 64 fits"),
         ("transformer/config.json", {"joint_attention_dim": 8}, "joint_attention_dim is 8, where 32 fits"),
@@ -212,6 +222,13 @@ def test_an_outline_has_the_layers_and_no_weights(tiny_folder: Path, tiny_copy: 
         open_outline(tiny_copy)
 
 
+@pytest.mark.parametrize("values", [{"num_layers": "two"}, {"attention_head_dim": None}])
+def test_an_outline_of_no_sizes_is_refused(tiny_copy: Path, values: dict[str, Any]) -> None:
+    _set_json(tiny_copy / "transformer" / "config.json", **values)
+    with pytest.raises(CheckpointError, match=r"transformer/config\.json describes no transformer: ."):
+        open_outline(tiny_copy)
+
+
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a folder"):
         open_checkpoint(tmp_path / "nothing")
@@ -228,7 +245,7 @@ def test_a_hub_id_is_opened_from_its_downloaded_commit(tiny_folder: Path, monkey
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(tiny_folder / "kontext.json"))
-    found: Checkpoint = open_checkpoint("owner/name", revision=commit, parts=frozenset({"decode"}))
+    found: Checkpoint = open_checkpoint(f"owner/name@{commit}", parts=frozenset({"decode"}))
     assert (asked["ref"], asked["revision"], found.revision) == ("owner/name", commit, commit)
     assert not any("transformer" in pattern or ".bin" in pattern for pattern in asked["allow_patterns"])
     assert found.defaults.area_px == 64 * 64

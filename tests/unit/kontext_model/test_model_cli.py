@@ -11,6 +11,7 @@ from kontext_model import cli
 from kontext_model.cli import app
 from kontext_model.trace import report
 
+PACKAGED = Path(cli.__file__).with_name("wardrobe") / "checkpoint"
 COMMANDS = ("trace", "samplers", "train", "evaluate")
 
 
@@ -39,6 +40,7 @@ def test_every_command_explains_itself(command: str) -> None:
         (["trace", "--size", "16x5000"], "height must be from 1 to 4096 px, not 5000"),
         (["train", "nowhere.toml"], "nowhere.toml"),
         (["evaluate", "nowhere"], "nowhere"),
+        (["evaluate", str(PACKAGED), "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
     ],
 )
 def test_an_error_is_one_line_and_status_2(arguments: list[str], sentence: str) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
+from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 
 from kontext_model import revision
 from kontext_model.revision import CheckpointError, Defaults, read_defaults, read_revision, resolve
@@ -148,7 +150,9 @@ def test_a_folder_is_pinned_to_its_content(tiny_folder: Path) -> None:
         resolve(tiny_folder, COMMIT)
 
 
-@pytest.mark.parametrize("ref", ["no-such-folder", "/no/such/folder", "a/b/c", "../up", "./owner/name", "owner/"])
+@pytest.mark.parametrize(
+    "ref", ["no-such-folder", "/no/such/folder", "a/b/c", "../up", "./owner/name", "owner/", "a/b@", "a/b@../c"]
+)
 def test_what_is_neither_a_folder_nor_a_hub_id_is_an_error(ref: str) -> None:
     with pytest.raises(CheckpointError, match="is not a folder; give a diffusers-layout folder or a hub id"):
         resolve(ref)
@@ -161,49 +165,95 @@ def test_a_hub_id_without_the_client_says_what_is_needed(monkeypatch: pytest.Mon
 
 
 class Hub:
-    """What the hub answers, and what it was asked."""
+    """What the hub answers, what it was asked, and the local cache of its client, which is real."""
 
-    def __init__(self, kontext_json: Path | None) -> None:
-        self.kontext_json = kontext_json
+    def __init__(self, cache: Path) -> None:
+        self.repository = cache / "models--owner--name"
         self.asked: list[str] = []
+        self.error: Exception | None = None
 
-    def model_info(self, ref: str, revision: str | None = None) -> SimpleNamespace:
-        self.asked.append(f"{ref}@{revision}")
+    def repo_info(self, repo_id: str, revision: str | None = None, **_: Any) -> SimpleNamespace:
+        self.asked.append(f"{repo_id}@{revision}")
+        if self.error is not None:
+            raise self.error
         return SimpleNamespace(sha=COMMIT)
 
-    def hf_hub_download(self, ref: str, name: str, revision: str) -> str:
-        assert (name, revision) == ("kontext.json", COMMIT)
-        if self.kontext_json is None:
-            raise EntryNotFoundError("no such file")
-        return str(self.kontext_json)
+    def note_missing(self, name: str) -> None:
+        """As the client does when the hub says that a commit has no such file."""
+        path = self.repository / ".no_exist" / COMMIT / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+
+    def list_files(self, *names: str) -> None:
+        """As the client does when it downloads a snapshot."""
+        entries = {name: TreeCacheEntry(2, "0" * 40, None, None, None) for name in names}
+        write_tree_cache(str(self.repository), COMMIT, entries)
+
+    def keep(self, name: str, content: str) -> None:
+        path = self.repository / "snapshots" / COMMIT / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
-    hub = Hub(None)
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.hf_hub_download)
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    """Not reached for anything but a commit: whatever else is asked is in the cache, or an error."""
+    hub = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda _, *given, **named: hub.repo_info(*given, **named))
     return hub
 
 
-def test_a_hub_id_is_pinned_to_its_commit(hub: Hub, tmp_path: Path) -> None:
-    assert resolve("owner/name", "main") == revision.CheckpointRef("owner/name", None, COMMIT, Defaults())
-    assert hub.asked == ["owner/name@main"]
-    hub.kontext_json = tmp_path / "kontext.json"
-    hub.kontext_json.write_text('{"steps": 4}')
-    assert resolve("owner/name", COMMIT).defaults.steps == 4
-    assert len(hub.asked) == 1, "a commit needs no look-up"
+def test_a_hub_id_is_pinned_to_its_commit(hub: Hub) -> None:
+    hub.keep("kontext.json", '{"steps": 4}')
+    pinned = revision.CheckpointRef(f"owner/name@{COMMIT}", None, COMMIT, Defaults(steps=4))
+    assert resolve("owner/name") == resolve("owner/name", "dev") == resolve("owner/name@dev") == pinned
+    assert resolve("owner/name@refs/pr/4") == pinned
+    assert hub.asked == ["owner/name@None", "owner/name@dev", "owner/name@dev", "owner/name@refs/pr/4"]
 
 
-@pytest.mark.parametrize(
-    "error", [OfflineModeIsEnabled("offline"), LocalEntryNotFoundError("not reached"), OSError("x")]
-)
-def test_a_hub_that_is_not_reached_is_not_one_without_defaults(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def fail(*_: Any, **__: Any) -> str:
-        raise error
+def test_what_is_pinned_stays_and_needs_no_look_up(hub: Hub) -> None:
+    hub.keep("kontext.json", '{"steps": 4}')
+    pinned = resolve(f"owner/name@{COMMIT}")
+    assert resolve(pinned.ref) == resolve("owner/name", COMMIT) == resolve(pinned.ref, COMMIT) == pinned
+    assert resolve("owner/name@main", COMMIT) == pinned, "a run goes on with the commit that it began with"
+    assert not hub.asked
+    with pytest.raises(CheckpointError, match="is pinned, and not to the asked ffff"):
+        resolve(pinned.ref, "f" * 40)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+
+def test_a_repository_without_defaults_has_the_usual_ones(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def say_no(*_: Any, **__: Any) -> str:
+        raise EntryNotFoundError("no such file")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", say_no)
+    assert resolve("owner/name").defaults == Defaults()
+
+
+def test_without_the_network_what_the_cache_knows_is_enough(hub: Hub) -> None:
+    hub.note_missing("kontext.json")
+    assert resolve(f"owner/name@{COMMIT}").defaults == Defaults()
+
+
+def test_without_the_network_a_downloaded_snapshot_is_enough(hub: Hub) -> None:
+    hub.list_files("model_index.json")
+    assert resolve(f"owner/name@{COMMIT}").defaults == Defaults()
+
+
+@pytest.mark.parametrize("error", [OfflineModeIsEnabled("offline"), httpx2.ConnectError("down")])
+def test_without_the_network_a_branch_is_what_it_last_was(hub: Hub, error: Exception) -> None:
+    hub.note_missing("kontext.json")
+    pinned = resolve("owner/name@dev")
+    hub.error = error
+    assert resolve("owner/name@dev") == pinned
+    with pytest.raises(CheckpointError, match="'owner/name' is not a folder here, nor readable on the hub"):
+        resolve("owner/name")
+
+
+@pytest.mark.parametrize("listed", [(), ("model_index.json", "kontext.json")])
+def test_a_hub_that_is_not_reached_is_not_one_without_defaults(hub: Hub, listed: tuple[str, ...]) -> None:
+    if listed:
+        hub.list_files(*listed)
     with pytest.raises(CheckpointError, match="'owner/name' is not a folder here, nor readable on the hub"):
         resolve("owner/name")

@@ -79,7 +79,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_state_is_spoilt(
 
 
 @pytest.fixture
-def hub(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def hub(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A hub whose repositories are the tiny checkpoint; `head` is their newest commit, `opened` what was asked for."""
     import huggingface_hub
 
@@ -89,6 +89,7 @@ def hub(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         hub.opened.append(revision)
         return str(tiny_folder)
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(sha=hub.head))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(tiny_folder / "kontext.json"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
