@@ -198,7 +198,7 @@ def denoise(
     text = text.expand(batch)
     velocity: Velocity = lambda x, index: predict(x, index, text)  # noqa: E731
     if negative is not None and true_cfg is not None:
-        velocity = _guide(predict, text, negative.expand(batch), torch.tensor(true_cfg, device=device, dtype=dtype))
+        velocity = _guide(predict, text, negative.expand(batch), torch.tensor(true_cfg, device=device))
     report = _stop_on_false(on_step)
     if on_estimate is not None:
         velocity, report = _estimate(velocity, schedule.sigmas, report, on_estimate)
@@ -210,7 +210,8 @@ def _guide(
 ) -> Velocity:
     def velocity(x: Tensor, index: int) -> Tensor:
         v, v_neg = predict(x, index, text), predict(x, index, negative)
-        return v_neg + scales.view(-1, 1, 1) * (v - v_neg)
+        # The scales stay float32, as the pipeline's Python number does: bfloat16 has no 3.3.
+        return v_neg + (scales.view(-1, 1, 1) * (v - v_neg)).to(v.dtype)
 
     return velocity
 

@@ -21,7 +21,7 @@ from orchestrator.redaction import RedactingFormatter, redact_event
 
 PREFIX = "KONTEXT_"
 # Raised whenever the same recipe, seed and weights would give other pixels than before.
-PIPELINE_VERSION = 1
+PIPELINE_VERSION = 2
 # Read by the Makefile, and by the command line where it speaks to a server; known, so that exporting them is no error.
 FOREIGN = frozenset({"KONTEXT_TORCH", "KONTEXT_SERVER", "KONTEXT_API_KEY"})
 

@@ -81,13 +81,15 @@ def test_a_large_photo_is_resized_as_the_pipeline_does(editor: KontextEditor, pi
     assert _difference(editor([photo], [edit])[0], expected).max() <= 1
 
 
-def test_bfloat16_equals_the_pipeline(tiny_folder: Path, pipeline: Any, draw_photo: Draw) -> None:
-    """Ten of these 28 timesteps are rounded otherwise when the casts stand in another order."""
+@pytest.mark.parametrize("true_cfg", [1.0, 3.3])
+def test_bfloat16_equals_the_pipeline(tiny_folder: Path, pipeline: Any, draw_photo: Draw, true_cfg: float) -> None:
+    """Ten of these 28 timesteps are rounded otherwise when the casts stand in another order; bfloat16 has no 3.3."""
     canvas, edit, photo = Canvas(64, 48), EDITS["plain"], draw_photo(64, 48)
     editor = KontextEditor.open(tiny_folder, dtype="bfloat16")
     noise = latents.pack(latents.draw_noise(edit.seed, canvas)).bfloat16()
     condition, text = editor.encode_images([photo], canvas), editor.encode_text([edit.prompt])
-    found = editor.sample(condition, text, canvas, [edit.seed], 28, 2.5)
+    negative = editor.encode_text(["shoes"]) if true_cfg > 1 else None
+    found = editor.sample(condition, text, canvas, [edit.seed], 28, 2.5, true_cfg, negative)
     assert found.dtype == torch.bfloat16
     reference = pipeline.from_pipe(pipeline)
     reference.set_progress_bar_config(disable=True)
@@ -97,6 +99,9 @@ def test_bfloat16_equals_the_pipeline(tiny_folder: Path, pipeline: Any, draw_pho
         latents=noise,
         prompt_embeds=text.sequence,
         pooled_prompt_embeds=text.pooled,
+        negative_prompt_embeds=None if negative is None else negative.sequence,
+        negative_pooled_prompt_embeds=None if negative is None else negative.pooled,
+        true_cfg_scale=true_cfg,
         width=64,
         height=48,
         max_area=64 * 48,

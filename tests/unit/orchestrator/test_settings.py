@@ -10,7 +10,15 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.settings import FOREIGN, PREFIX, Settings, SettingsError, configure_logs, read_settings
+from orchestrator.settings import (
+    FOREIGN,
+    PIPELINE_VERSION,
+    PREFIX,
+    Settings,
+    SettingsError,
+    configure_logs,
+    read_settings,
+)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +145,8 @@ def test_a_child_process_gets_the_very_same_settings(**values: object) -> None:
 )
 def test_numerics_hold_what_trades_exactness_for_speed(variable: str, value: str, part: str) -> None:
     plain, chosen = read_settings({}).numerics, read_settings({variable: value}).numerics
-    assert plain == "float32/v1" and chosen == (f"float32/{part}/v1" if part else plain)
+    version = f"v{PIPELINE_VERSION}"
+    assert plain == f"float32/{version}" and chosen == (f"float32/{part}/{version}" if part else plain)
 
 
 def test_numerics_tell_what_changes_pixels() -> None:
