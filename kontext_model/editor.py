@@ -6,10 +6,10 @@ stages live in `text`, `image`, `latents` and `sampling`.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from kontext_model.acceleration import PLAIN, Acceleration, caching
 from kontext_model.canvas import Canvas, choose
 from kontext_model.checkpoint import STAGES, Checkpoint, open_checkpoint
 from kontext_model.lora import Adapters, Lora, open_lora
+from kontext_model.photo import to_rgb
 from kontext_model.revision import CheckpointRef, Defaults
 from kontext_model.text import TextEmbeds
 
@@ -83,8 +84,7 @@ class _Group:
     sampler: str
     sigmas: tuple[float, ...] | None
     has_negative: bool
-    lora: str | Path | None
-    lora_scale: float
+    lora: Lora | None
 
 
 @dataclass(frozen=True)
@@ -137,14 +137,16 @@ class KontextEditor:
     def __call__(self, images: Sequence[Image.Image], edits: Sequence[Edit]) -> list[Image.Image]:
         """Edit each image by the edit beside it; results in the same order, each of its own canvas's size.
 
-        Edits of one canvas, step count, sampler and LoRA run together. Raises ValueError when the lengths differ.
+        Edits of one canvas, step count, sampler and LoRA run together; a LoRA is looked up once, before any work.
+        Raises ValueError when the lengths differ, LoraError, FloatingPointError as `decode`.
         """
         if len(images) != len(edits):
             raise ValueError(f"{len(images)} images do not pair with {len(edits)} edits: give one edit for each image")
-        photos = [image.to_rgb(each) for each in images]
+        photos = [to_rgb(each) for each in images]
+        open_once = cache(open_lora)
         groups: dict[_Group, list[int]] = defaultdict(list)
         for index, (photo, edit) in enumerate(zip(photos, edits, strict=True)):
-            groups[self._group(photo, edit)].append(index)
+            groups[self._group(photo, edit, open_once)].append(index)
         texts = dict.fromkeys(each for edit in edits for each in (edit.prompt, edit.negative) if each is not None)
         embeds = {each: self.encode_text([each]) for each in texts}
         results: dict[int, Image.Image] = {}
@@ -263,7 +265,7 @@ class KontextEditor:
     def decode(self, tokens: Tensor, canvas: Canvas) -> list[Image.Image]:
         """The pictures of latents (B, canvas.tokens, 64), each of exactly the canvas's size.
 
-        Raises FloatingPointError when the latents hold NaN or infinity, as float16 overflow leaves them.
+        Raises FloatingPointError when the latents or the pixels hold NaN or infinity, as float16 overflow leaves them.
         """
         self.checkpoint.check_stage("decode")
         if not torch.isfinite(tokens).all():
@@ -271,12 +273,12 @@ class KontextEditor:
         with torch.inference_mode():
             return [image.decode(self.checkpoint.vae, each) for each in latents.unpack(tokens, canvas).split(1)]
 
-    def _group(self, photo: Image.Image, edit: Edit) -> _Group:
+    def _group(self, photo: Image.Image, edit: Edit, find: Callable[[str | Path, float], Lora]) -> _Group:
         canvas = choose(photo.width, photo.height, self.defaults.area_px, edit.width, edit.height)
         sigmas = None if edit.sigmas is None else tuple(edit.sigmas)
         steps = len(sigmas) if sigmas else edit.steps or self.defaults.steps
-        lora = edit.lora if edit.lora_scale else None
-        return _Group(canvas, steps, edit.sampler, sigmas, edit.negative is not None, lora, edit.lora_scale)
+        lora = find(edit.lora, edit.lora_scale) if edit.lora is not None and edit.lora_scale else None
+        return _Group(canvas, steps, edit.sampler, sigmas, edit.negative is not None, lora)
 
     def _edit_unit(
         self, group: _Group, photos: list[Image.Image], edits: list[Edit], embeds: dict[str, TextEmbeds]
@@ -295,7 +297,7 @@ class KontextEditor:
             text.join([embeds[edit.negative or ""] for edit in edits]) if group.has_negative else None,
             group.sampler,
             sigmas=group.sigmas,
-            lora=None if group.lora is None else open_lora(group.lora, group.lora_scale),
+            lora=group.lora,
         )
         return self.decode(tokens, group.canvas)
 

@@ -1,8 +1,8 @@
 """Photos to latents and back.
 
-Owns how a photo of any size and mode becomes the canvas's RGB pixels, and the VAE's normalisation. Refuses to open
-files. The VAE takes one picture at a time: on every device as fast as a batch, in constant memory, and a picture's
-pixels never depend on its neighbours.
+Owns how a photo of any size becomes the canvas's RGB pixels, and the VAE's normalisation. Refuses to open files. The
+VAE takes one picture at a time: on every device as fast as a batch, in constant memory, and a picture's pixels never
+depend on its neighbours.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,22 +16,7 @@ from torch import Tensor
 
 from kontext_model.acceleration import execution_device
 from kontext_model.canvas import Canvas
-
-WHITE = (255, 255, 255)
-
-
-def to_rgb(photo: Image.Image) -> Image.Image:
-    """Upright 8-bit RGB of a photo of any mode: EXIF rotation applied, transparency laid on white, 16 bits scaled."""
-    photo = ImageOps.exif_transpose(photo)
-    if photo.mode == "RGB":
-        return photo
-    if photo.mode.startswith("I"):  # 16-bit greyscale; converting it straight would clip everything above 255
-        levels = np.asarray(photo, dtype=np.float64) / 257.0
-        return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if photo.has_transparency_data:
-        photo = photo.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", photo.size, (*WHITE, 255)), photo).convert("RGB")
-    return photo.convert("RGB")
+from kontext_model.photo import WHITE, to_rgb
 
 
 def fit(photo: Image.Image, canvas: Canvas, mode: str = "pad") -> Image.Image:
@@ -65,9 +50,13 @@ def encode_levels(vae: Any, levels: Tensor) -> Tensor:
 def decode(vae: Any, latents: Tensor) -> Image.Image:
     """The RGB picture of one picture's normalised latents (1, 16, height / 8, width / 8).
 
-    Source: FluxKontextPipeline and diffusers VaeImageProcessor.postprocess.
+    Raises FloatingPointError when the VAE makes NaN or infinity of them, as in float16. Source: FluxKontextPipeline and
+    diffusers VaeImageProcessor.postprocess.
     """
-    levels = (decode_pixels(vae, latents) * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu().numpy()
+    pixels = decode_pixels(vae, latents)
+    if not torch.isfinite(pixels).all():
+        raise FloatingPointError("the decoded pixels hold NaN or infinity; decode in bfloat16 or float32")
+    levels = (pixels * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu().numpy()
     return Image.fromarray((levels * 255).round().astype(np.uint8))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kontext_model import image, latents
 from kontext_model.canvas import Canvas
+from kontext_model.photo import WHITE
 from kontext_model.sampling import OnEstimate
 
 OnPreview = Callable[[int, list[Image.Image]], None]
@@ -67,7 +68,7 @@ def _draw_lesson() -> Image.Image:
     Flat patches would not do: they leave the channels that hold detail untaught, and edges then come out garish.
     """
     side_px = _CELLS * latents.VAE_FACTOR
-    picture, generator = Image.new("RGB", (side_px, side_px), image.WHITE), np.random.default_rng(0)
+    picture, generator = Image.new("RGB", (side_px, side_px), WHITE), np.random.default_rng(0)
     drawing = ImageDraw.Draw(picture)
     for _ in range(400):
         x, y = generator.uniform(0, side_px, 2)

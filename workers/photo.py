@@ -1,26 +1,23 @@
 """From the bytes of a photo to a checked RGB picture.
 
-Owns what counts as a photo and how every kind of it becomes 8-bit sRGB: orientation, palettes, alpha on white, CMYK,
-16 bits, colour profiles, the first frame of an animation. Refuses what is no raster image, what is cut off, and sizes
-that are too small, too long or too many pixels, the latter before they are decoded.
+Owns what counts as a photo, of an animation its first frame; how it becomes sRGB is `kontext_model.photo`'s. Refuses
+what is no raster image, what is cut off, and sizes that are too small, too long or too many pixels, the latter before
+they are decoded.
 """
 
 import io
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from functools import cache
-from typing import Any
 
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from kontext_model.photo import DepthError, to_rgb
 from workers.source_error import SourceError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MIN_SIDE_PX = 16
 MAX_ASPECT = 8
-WHITE = (255, 255, 255)
 _PILLOW = r"PIL\."
 # What bytes that are no photo look like, told by how they begin.
 _LOOKS: tuple[tuple[bytes, str], ...] = (
@@ -62,9 +59,11 @@ def open_photo(data: bytes, max_px: int) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=FORMATS) as photo:
             _check_size(photo.width, photo.height, max_px)
             photo.load()
-            return _make_rgb(_turn_upright(photo))
+            return to_rgb(photo)
     except SourceError:
         raise
+    except DepthError as error:
+        raise _refuse("image_unreadable", str(error)) from None
     except Image.DecompressionBombError:
         raise _refuse("image_too_many_pixels", _too_many("", max_px)) from None
     except MemoryError:
@@ -85,75 +84,6 @@ def _check_size(width_px: int, height_px: int, max_px: int) -> None:
 
 def _too_many(size: str, max_px: int) -> str:
     return f"{size}more than the {max_px:,} pixels allowed (KONTEXT_MAX_IMAGE_PX); scale it down"
-
-
-def _turn_upright(photo: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(photo)
-    except Exception:  # a damaged EXIF block says nothing about the pixels
-        return photo
-
-
-def _make_rgb(photo: Image.Image) -> Image.Image:
-    profile = photo.info.get("icc_profile")
-    photo = _make_8_bit(photo)
-    alpha = None
-    if photo.mode in {"LA", "La", "PA", "RGBA", "RGBa"} or "transparency" in photo.info:
-        photo = photo.convert("RGBA")
-        alpha = photo.getchannel("A")
-    elif photo.mode in {"P", "1", "HSV", "YCbCr"}:
-        photo = photo.convert("RGB")
-    rgb = _apply_profile(photo.convert("RGB") if alpha else photo, profile)
-    if alpha:
-        white = Image.new("RGB", rgb.size, WHITE)
-        white.paste(rgb, mask=alpha)
-        rgb = white
-    rgb.info.clear()
-    return rgb
-
-
-def _make_8_bit(photo: Image.Image) -> Image.Image:
-    """Grey of 16 bits or more, scaled and not clipped; other modes have 8 bits already."""
-    if photo.mode == "F" or (photo.mode == "I" and not _fits_16_bits(photo)):
-        raise _refuse("image_unreadable", "the image has 32 bits a channel; save it with 8 or 16")
-    if photo.mode == "I" or photo.mode.startswith("I;16"):
-        # Here, since a decoder that needs none of it starts in a third of the time.
-        import numpy as np
-
-        grey = np.asarray(photo).astype(np.uint32)
-        scaled = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-        scaled.info["icc_profile"] = photo.info.get("icc_profile")
-        return scaled
-    return photo
-
-
-def _fits_16_bits(photo: Image.Image) -> bool:
-    low, high = photo.getextrema()
-    return int(low) >= 0 and int(high) < 1 << 16  # type: ignore[arg-type]
-
-
-def _apply_profile(photo: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert to sRGB by the embedded profile; a damaged or unfitting one is passed over."""
-    if photo.mode == "LAB":
-        lab = ImageCms.createProfile("LAB")
-        return _convert_profile(photo, lab)
-    if profile:
-        with suppress(Exception):
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if "srgb" not in ImageCms.getProfileDescription(source).lower() or photo.mode != "RGB":
-                return _convert_profile(photo, source)
-    return photo if photo.mode == "RGB" else photo.convert("RGB")
-
-
-def _convert_profile(photo: Image.Image, source: Any) -> Image.Image:
-    converted = ImageCms.profileToProfile(photo, source, _srgb(), outputMode="RGB")
-    assert converted is not None
-    return converted
-
-
-@cache
-def _srgb() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
 def _explain(data: bytes, error: Exception) -> SourceError:

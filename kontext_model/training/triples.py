@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from PIL import ExifTags, Image
 
 from kontext_model.canvas import Canvas, choose
-from kontext_model.image import to_rgb
+from kontext_model.photo import to_rgb
 from kontext_model.training.config import DataConfig, TrainingConfig
 from kontext_model.wardrobe import PROMPTS, draw
 from kontext_model.wardrobe.world import choose_kind
@@ -121,7 +121,7 @@ class RowSource:
             ]
         except OSError as error:
             raise TripleError(f"{row.where}: {error}") from error
-        return json.dumps(stamps)
+        return json.dumps(["sRGB", *stamps])  # latents kept from before profiles were applied are another picture's
 
     def canvas(self, index: int, area_px: int) -> Canvas:
         return choose(*self.sizes[index], area_px)

@@ -128,6 +128,19 @@ def test_it_equals_the_pipeline(
     assert (found - plain).abs().max() > 1e-2, "a LoRA without effect proves nothing"
 
 
+def test_a_call_looks_a_lora_up_once_and_before_any_work(
+    editor: KontextEditor, photo: Image.Image, lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("kontext_model.editor.open_lora", lambda *given: asked.append(given) or open_lora(*given))
+    edits = [Edit(PROMPT, seed=seed, steps=1, lora=lora, lora_scale=0.5 + seed % 2) for seed in range(18)]
+    editor([photo] * len(edits), edits)
+    assert asked == [(lora, 0.5), (lora, 1.5)]
+    monkeypatch.setattr(KontextEditor, "encode_text", lambda *_: pytest.fail("work before every LoRA was found"))
+    with pytest.raises(LoraError, match="no such file"):
+        editor([photo, photo], [Edit(PROMPT), Edit(PROMPT, lora=lora.with_name("gone.safetensors"))])
+
+
 def test_a_lora_leaves_nothing_behind(sample: Sample, plain: Tensor, lora: Path, make_lora: Make) -> None:
     first = sample(open_lora(lora))
     assert not torch.equal(first, plain) and torch.equal(sample(), plain)

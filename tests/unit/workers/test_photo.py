@@ -2,17 +2,22 @@
 
 import io
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from kontext_model.canvas import Canvas
+from kontext_model.training.triples import Row, RowSource
 from orchestrator.settings import Settings
 from workers.photo import open_photo
 from workers.source_error import SourceError
@@ -142,6 +147,34 @@ def test_a_colour_profile_is_applied() -> None:
     assert read.getpixel((0, 0))[0] < 60  # type: ignore[index]
     for unfitting in (lab.tobytes(), b"no profile"):
         assert open_photo(encode(picture, icc_profile=unfitting), MAX_PX).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_model_is_trained_on_the_colours_that_it_is_fed(photo: Image.Image, tmp_path: Path) -> None:
+    clear = photo.convert("RGBA")
+    clear.putalpha(Image.new("L", photo.size, 100))
+    for data in (
+        encode(photo, icc_profile=swapped_primaries()),
+        encode(clear, icc_profile=swapped_primaries()),
+        encode(photo, "JPEG", exif=b"Exif\0\0no TIFF here"),
+        encode(photo.convert("CMYK"), "TIFF"),
+        encode(Image.fromarray(np.arange(6144, dtype=np.uint16).reshape(64, 96) * 10)),
+    ):
+        path = tmp_path / "photo"
+        path.write_bytes(data)
+        trained, _ = RowSource((Row(path, "flat", path, "row 1"),)).images(0, Canvas(96, 64))
+        np.testing.assert_array_equal(np.asarray(trained), np.asarray(open_photo(data, MAX_PX)))
+
+
+def test_more_than_16_bits_are_refused() -> None:
+    for levels in (np.full((32, 32), 0.5, np.float32), np.full((32, 32), 1 << 16, np.int32)):
+        error = refuse(encode(Image.fromarray(levels), "TIFF"))
+        assert error.code == "image_unreadable"
+        assert str(error).endswith("the image has 32 bits a channel; save it with 8 or 16")
+
+
+def test_a_decoder_starts_without_the_models_libraries() -> None:
+    code = "import sys, workers.decoder; print(*sorted({'numpy', 'torch', 'diffusers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def test_an_empty_file_is_said() -> None:
