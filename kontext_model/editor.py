@@ -7,7 +7,6 @@ stages live in `text`, `image`, `latents` and `sampling`.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -225,7 +224,7 @@ class KontextEditor:
         device, dtype = checkpoint.device, checkpoint.dtype
         calls = sampling.count_calls(sampler, steps)
         with (
-            nullcontext() if lora is None else self.adapters.applied(lora),
+            self.adapters.applied(lora),
             caching(checkpoint.transformer, checkpoint.acceleration.step_cache, calls),
             torch.inference_mode(),
         ):

@@ -4,11 +4,13 @@ Owns which adapters a transformer carries; outside `applied` none of them counts
 diffusers' own. Refuses weights that fit no layer or would silently be left out, and a file whose content has changed.
 """
 
+import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,8 +24,7 @@ from kontext_model.lora_file import LoraError, check_file, find_lora, hash_file
 MAX_LOADED = 4
 """Adapters kept on a transformer; each has up to a gigabyte on the 12 B model."""
 _PREFIX = "transformer."
-# What scales the weights. The rest of peft's metadata steers training, and would let a file choose what is built.
-_SCALING = frozenset({"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"})
+_TOO_LITTLE_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,6 @@ class Adapters:
     """The LoRAs of one transformer, by their content; the least recently used goes when there are too many."""
 
     def __init__(self, transformer: Any, most: int = MAX_LOADED) -> None:
-        if getattr(transformer, "peft_config", None):
-            raise ValueError("the transformer carries adapters of somebody else already; open the checkpoint anew")
         self._transformer, self._most = transformer, most
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._layers: Mapping[str, tuple[int, int]] = {
@@ -68,19 +67,28 @@ class Adapters:
         return list(self._loaded)
 
     @contextmanager
-    def applied(self, lora: Lora) -> Iterator[None]:
+    def applied(self, lora: Lora | None) -> Iterator[None]:
         """The transformer with this LoRA alone, for a while; then as if it had never been there, to the bit.
 
-        Raises LoraError when the LoRA cannot be loaded.
+        None leaves the transformer as it is. When memory runs out meanwhile, all other LoRAs are unloaded, so that
+        another try finds more. Raises LoraError when the LoRA cannot be loaded.
         """
-        name = f"lora_{lora.sha256}"
-        if name not in self._loaded:
-            while len(self._loaded) >= self._most:
-                self._unload(next(iter(self._loaded)))
-            self._load(name, lora)
-        self._loaded[name] = None
-        self._loaded.move_to_end(name)
         try:
+            with nullcontext() if lora is None else self._switched(lora):
+                yield
+        except _TOO_LITTLE_MEMORY:
+            self._make_room(lora)
+            raise
+
+    @contextmanager
+    def _switched(self, lora: Lora) -> Iterator[None]:
+        if not self._loaded and getattr(self._transformer, "peft_config", None):
+            raise ValueError("the transformer carries adapters of somebody else already; open the checkpoint anew")
+        name = _name(lora)
+        try:
+            if name not in self._loaded:
+                self._load(name, lora)
+            self._loaded.move_to_end(name)
             self._transformer.set_adapters([name], [lora.scale])
             self._transformer.enable_lora()
             yield
@@ -90,22 +98,38 @@ class Adapters:
     def _load(self, name: str, lora: Lora) -> None:
         weights, alphas, metadata = _read(lora)
         _check(weights, self._layers, lora)
+        while len(self._loaded) >= self._most:
+            self._unload(next(iter(self._loaded)))
         try:
             with silence():
                 self._transformer.load_lora_adapter(
                     weights, adapter_name=name, network_alphas=alphas, metadata=metadata, low_cpu_mem_usage=True
                 )
-        except (MemoryError, torch.OutOfMemoryError):
+                self._transformer.eval()
+                renew_offload(self._transformer)
+            self._loaded[name] = None
+        except _TOO_LITTLE_MEMORY:
             raise
-        except Exception as error:  # whatever peft raises; diffusers has removed the half that was loaded
+        except Exception as error:  # whatever peft raises
             raise LoraError(lora, f"it cannot be loaded: {_shorten(error)}") from error
-        self._transformer.eval()
-        renew_offload(self._transformer)
+        finally:
+            if name not in self._loaded:  # diffusers leaves behind some of what peft built before it failed
+                self._unload(name)
 
     def _unload(self, name: str) -> None:
-        del self._loaded[name]
+        self._loaded.pop(name, None)
         with silence():
             self._transformer.delete_adapters(name)
+
+    def _make_room(self, lora: Lora | None) -> None:
+        for name in self.loaded:
+            if lora is None or name != _name(lora):
+                self._unload(name)
+        torch.cuda.empty_cache()
+
+
+def _name(lora: Lora) -> str:
+    return f"lora_{lora.sha256}"
 
 
 def _read(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any] | None, dict[str, Any] | None]:
@@ -124,10 +148,38 @@ def _read(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any] | None, dict[st
     except Exception as error:  # whatever a converter raises over a hostile file
         raise LoraError(lora, f"it cannot be read as a LoRA of FLUX: {_shorten(error)}") from error
     scaling = {key: value for key, value in (metadata or {}).items() if key.removeprefix(_PREFIX) in _SCALING}
+    for key, value in scaling.items():
+        fits, wanted = _SCALING[key.removeprefix(_PREFIX)]
+        if not fits(value):
+            raise LoraError(lora, f"its metadata's {key} must be {wanted}, not {str(value)[:100]}")
     if f"{_PREFIX}r" not in scaling:
         return _sort(weights), alphas or None, None
     modules = {key.removeprefix(_PREFIX).partition(".lora_")[0] for key in weights}
     return _sort(weights), alphas or None, {**scaling, f"{_PREFIX}target_modules": sorted(modules)}
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_alpha(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < math.inf
+
+
+def _by_layer(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+# What scales the weights. The rest of peft's metadata steers training, and would let a file choose what is built.
+_SCALING: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
+    {
+        "r": (_is_rank, "a positive integer"),
+        "rank_pattern": (_by_layer(_is_rank), "positive integers by layer"),
+        "lora_alpha": (_is_alpha, "a finite number"),
+        "alpha_pattern": (_by_layer(_is_alpha), "finite numbers by layer"),
+        "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
+    }
+)
 
 
 def _sort(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -261,6 +261,91 @@ def test_a_lora_that_breaks_while_it_is_loaded_is_gone(
     assert torch.equal(sample(), plain) and torch.equal(sample(open_lora(lora)), expected)
 
 
+def write_told(path: Path, weights: dict[str, Tensor], **told: Any) -> Lora:
+    """A LoRA with what peft would tell of it."""
+    metadata = {f"transformer.{key}": value for key, value in told.items()}
+    save_file(weights, path, {"lora_adapter_metadata": json.dumps(metadata)})
+    return open_lora(path)
+
+
+@pytest.mark.parametrize("before", ["fresh", "after another"])
+def test_a_lora_that_breaks_while_it_is_built_harms_no_later_job(
+    tmp_path: Path, tiny_folder: Path, sample: Sample, plain: Tensor, lora: Path, before: str
+) -> None:
+    opened = KontextEditor.open(tiny_folder, parts=frozenset({"sample"}))
+    OFFLOADS["group"]({"transformer": opened.checkpoint.transformer}, torch.device("cpu"))
+    if before == "after another":
+        sample(open_lora(lora), opened)
+    told = {"r": 2, "rank_pattern": {"transformer_blocks.0.attn.to_v": 10**18}}  # to_q is built, to_v is not
+    wrong = write_told(tmp_path / "wrong.safetensors", pair() | pair(TO_Q.replace("to_q", "to_v")), **told)
+    with pytest.raises(LoraError, match="it cannot be loaded"):
+        sample(wrong, opened)
+    weights = dict(opened.checkpoint.transformer.named_parameters())
+    assert not [name for name, weight in weights.items() if wrong.sha256 in name or weight.is_meta]
+    assert torch.equal(sample(None, opened), plain)
+    assert torch.equal(sample(open_lora(lora), opened), sample(open_lora(lora)))
+    assert opened.adapters.loaded == [f"lora_{open_lora(lora).sha256}"]
+
+
+def test_a_lora_that_comes_too_late_for_the_offload_is_taken_back(
+    tiny_folder: Path, sample: Sample, plain: Tensor, lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: Any) -> None:
+        raise RuntimeError("cannot pin memory")
+
+    opened = KontextEditor.open(tiny_folder, parts=frozenset({"sample"}))
+    with monkeypatch.context() as patched, pytest.raises(LoraError, match="cannot pin memory"):
+        patched.setattr("kontext_model.lora.renew_offload", fail)
+        sample(open_lora(lora), opened)
+    assert torch.equal(sample(None, opened), plain)
+    assert torch.equal(sample(open_lora(lora), opened), sample(open_lora(lora)))
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"r": 0}, "r must be a positive integer, not 0"),
+        ({"r": "2"}, "r must be a positive integer"),
+        ({"rank_pattern": {"attn.to_q": 0}}, "rank_pattern must be positive integers by layer, not .*to_q"),
+        ({"rank_pattern": None}, "rank_pattern must be positive integers by layer, not None"),
+        ({"lora_alpha": float("nan")}, "lora_alpha must be a finite number, not nan"),
+        ({"alpha_pattern": None}, "alpha_pattern must be finite numbers by layer, not None"),
+        ({"alpha_pattern": {"attn.to_q": "1"}}, "alpha_pattern must be finite numbers by layer"),
+        ({"use_rslora": "no"}, "use_rslora must be true or false"),
+    ],
+)
+def test_metadata_that_cannot_be_meant_is_refused_by_name(
+    tmp_path: Path, sample: Sample, plain: Tensor, told: dict[str, Any], said: str
+) -> None:
+    wrong = write_told(tmp_path / "wrong.safetensors", pair(), **{"r": 2, "lora_alpha": 2, **told})
+    with pytest.raises(LoraError, match=rf"its metadata's transformer\.{said}") as caught:
+        sample(wrong)
+    assert caught.value.code == "bad_lora" and torch.equal(sample(), plain)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=["card", "host"])
+@pytest.mark.parametrize("job", ["with a LoRA", "plain"])
+def test_too_little_memory_unloads_what_the_job_does_not_need(
+    tiny_folder: Path, sample: Sample, make_lora: Make, lora: Path, job: str, error: Exception
+) -> None:
+    opened = KontextEditor.open(tiny_folder, parts=frozenset({"sample"}))
+    used, other = open_lora(lora), open_lora(make_lora(4))
+    first = sample(used, opened)
+    sample(other, opened)
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    handle = opened.checkpoint.transformer.register_forward_pre_hook(fail)
+    with pytest.raises(type(error)):
+        sample(used if job == "with a LoRA" else None, opened)
+    handle.remove()
+    kept = [f"lora_{used.sha256}"] if job == "with a LoRA" else []
+    assert opened.adapters.loaded == kept
+    assert not [name for name, _ in opened.checkpoint.transformer.named_parameters() if other.sha256 in name]
+    assert torch.equal(sample(used, opened), first)
+
+
 def test_a_file_chooses_nothing_but_its_scale(tmp_path: Path, sample: Sample, plain: Tensor) -> None:
     told = {"r": 2, "lora_alpha": 2, "target_modules": ".*", "modules_to_save": ["proj_out"], "lora_dropout": 0.9}
     metadata = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in told.items()})}
