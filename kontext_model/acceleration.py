@@ -1,8 +1,8 @@
 """What makes a large checkpoint fit a card, or run faster on it: quantisation, offload, attention, compilation, caches.
 
-Owns these choices and where each applies. Quantisation and caches, which change pictures, are had or are an error. The
-others fall back to plain running, with a FallbackWarning, where they cannot be had; they change pictures by rounding at
-most, but for the attention `sage`, which multiplies in 8 bits.
+Owns these choices and where each applies. Quantisation, caches and the attention `sage`, which multiplies in 8 bits,
+change pictures: they are had or are an error. The others fall back to plain running, with a FallbackWarning, where they
+cannot be had; they change pictures by rounding at most.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -77,8 +77,10 @@ def apply(choice: Acceleration, models: Mapping[str, Any], device: torch.device)
     OFFLOADS[offload](models, device)
     if "transformer" in models:
         missed += _set_attention(models["transformer"], choice.attention, device)
-        if choice.compile:
-            missed += compile_blocks(models["transformer"], device, whole=choice.step_cache == "none")
+        if choice.compile and choice.step_cache == "magcache":
+            missed.append("compiling does nothing beside step_cache 'magcache', which keeps torch out of the blocks")
+        elif choice.compile:
+            missed += compile_blocks(models["transformer"], device)
     return missed
 
 
@@ -132,9 +134,15 @@ class Seat(ModelHook):  # type: ignore[misc]
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         if self._sitting is not module:
-            if self._sitting is not None:
-                self._sitting.to("cpu")
-            self._sitting = module.to(self.execution_device)
+            left, self._sitting = self._sitting, None
+            if left is not None:
+                left.to("cpu")
+            try:
+                module.to(self.execution_device)
+            except BaseException:  # too little memory: without the half that has arrived, another try finds more
+                module.to("cpu")
+                raise
+            self._sitting = module
         return send_to_device(args, self.execution_device), send_to_device(kwargs, self.execution_device)
 
 
@@ -177,31 +185,39 @@ OFFLOADS: Mapping[str, Callable[[Mapping[str, Any], torch.device], None]] = Mapp
 
 
 def _set_attention(transformer: Any, name: str, device: torch.device) -> list[str]:
-    """Use a back-end that runs on the device, which is found out by running it; else gives why not."""
+    """Use a back-end that runs on the device, which is found out by running it; else gives why not.
+
+    Raises CheckpointError for `sage`, which draws other pictures than the rest.
+    """
     from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
     backend = AttentionBackendName(ATTENTIONS[name])
-    probe = torch.zeros(1, 64, 2, 64, device=device, dtype=transformer.dtype)
+    # Kernels are made for some sizes of a head, so the probe has the model's.
+    probe = torch.zeros(1, 64, 2, transformer.config.attention_head_dim, device=device, dtype=transformer.dtype)
     try:
         transformer.set_attention_backend(backend.value)  # native too: diffusers gives a model the last one chosen
         with torch.inference_mode():
             dispatch_attention_fn(probe, probe, probe, backend=backend)
     except Exception as error:  # a missing package, a kernel not for this card: each raises its own
         transformer.set_attention_backend("native")
-        return [f"attention {name!r} does not run here ({_shorten(error)})"]
+        reason = f"attention {name!r} does not run here ({_shorten(error)})"
+        if name == "sage":
+            raise CheckpointError(f"{reason}, and pictures without it differ: choose another") from error
+        return [reason]
     return []
 
 
-def compile_blocks(transformer: Any, device: torch.device, whole: bool) -> list[str]:
+def compile_blocks(transformer: Any, device: torch.device) -> list[str]:
     """Compile each kind of block when it first runs, or give why not.
 
-    `whole` is without breaks, such as a cache's decisions make.
+    What torch leaves uncompiled runs as it is: a cache's decisions, the copying of offloaded blocks, and, once a block
+    has as many variants as torch allows (8), further LoRAs and scales.
     """
     try:
         torch.compile(torch.nn.functional.silu)(torch.ones(8, device=device))
     except Exception as error:  # of the compiler, the linker, Triton
         return [f"compiling does not work here ({_shorten(error)})"]
-    transformer.compile_repeated_blocks(fullgraph=whole)
+    transformer.compile_repeated_blocks()
     return []
 
 

@@ -141,7 +141,7 @@ class Trainer:
 
     def _compile(self) -> None:
         if self.config.compile:
-            for reason in compile_blocks(self.model, self.device, whole=False):
+            for reason in compile_blocks(self.model, self.device):
                 warnings.warn(f"{reason}; going on without it", FallbackWarning, stacklevel=2)
 
     @cached_property

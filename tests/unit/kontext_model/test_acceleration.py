@@ -16,6 +16,7 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
 from PIL import Image
+from safetensors.torch import save_file
 
 from kontext_model import Edit, KontextEditor, acceleration, image, latents, sampling
 from kontext_model.acceleration import ATTENTIONS, OFFLOADS, QUANTIZATIONS, STEP_CACHES, Acceleration, FallbackWarning
@@ -124,6 +125,29 @@ def test_of_models_in_turn_only_the_last_that_ran_is_on_the_device() -> None:
     assert acceleration.execution_device(models["transformer"]) == torch.device("meta")
 
 
+def test_a_model_that_finds_too_little_memory_leaves_the_device_to_another_try() -> None:
+    class Heavy(_Model):
+        memory = 0
+
+        def to(self, device: Any) -> "_Model":
+            super().to(device)
+            if str(device) != "cpu" and not self.memory:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self
+
+    light, heavy = _Model(), Heavy()
+    OFFLOADS["model"]({"vae": light, "transformer": heavy}, torch.device("meta"))
+    light(torch.ones(1))
+    with pytest.raises(torch.OutOfMemoryError):
+        heavy(torch.ones(1))
+    assert light.moves == ["meta", "cpu"] and heavy.moves == ["meta", "cpu"]
+    light(torch.ones(1))
+    assert light.moves == ["meta", "cpu", "meta"]
+    heavy.memory = 1
+    heavy(torch.ones(1))
+    assert light.moves[-1] == "cpu" and heavy.moves[-1] == "meta"
+
+
 def test_pixels_and_latents_follow_an_offloaded_vae(editor: KontextEditor, photo: Image.Image) -> None:
     vae = copy.deepcopy(editor.checkpoint.vae)
     OFFLOADS["model"]({"vae": vae}, torch.device("meta"))  # stands for a card; it computes shapes alone
@@ -141,6 +165,23 @@ def test_an_attention_that_runs_is_used(
     assert _used_attention(_open(tiny_folder).checkpoint.transformer) == {"native"}, "whatever was chosen before"
     opened = KontextEditor(replace(editor.checkpoint, transformer=transformer))
     assert _levels(opened([photo], [EDIT])[0], editor([photo], [EDIT])[0]) <= 1
+
+
+def test_an_attention_of_other_pictures_is_had_or_is_an_error(tiny_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"attention 'sage' does not run here .* differ: choose another"):
+        _open(tiny_folder, attention="sage")
+
+
+def test_an_attention_is_tried_with_heads_of_the_models_size(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(query: torch.Tensor, *_: Any, **__: Any) -> None:
+        raise ValueError(f"no kernel for heads of {query.shape[-1]}")
+
+    monkeypatch.setattr("diffusers.models.attention_dispatch.dispatch_attention_fn", refuse)
+    size = json.loads((tiny_folder / "transformer/config.json").read_text())["attention_head_dim"]
+    with pytest.warns(FallbackWarning, match=f"no kernel for heads of {size}"):
+        _open(tiny_folder)
 
 
 def _used_attention(transformer: Any) -> set[str]:
@@ -176,6 +217,40 @@ def test_compiled_blocks_make_the_same_picture(tiny_folder: Path, editor: Kontex
     assert _levels(opened([photo], [EDIT])[0], editor([photo], [EDIT])[0]) <= 1
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] >= 2 and not counters["graph_break"]
+
+
+@pytest.mark.usefixtures("traced")
+def test_blocks_that_are_offloaded_are_compiled_all_the_same(
+    tiny_folder: Path, editor: KontextEditor, photo: Image.Image
+) -> None:
+    opened = _open(tiny_folder)
+    OFFLOADS["group"]({"transformer": opened.checkpoint.transformer}, torch.device("cpu"))
+    assert not acceleration.compile_blocks(opened.checkpoint.transformer, torch.device("cpu"))
+    assert _levels(opened([photo], [EDIT])[0], editor([photo], [EDIT])[0]) <= 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
+
+
+@pytest.mark.usefixtures("traced")
+def test_compiled_blocks_carry_more_loras_than_torch_compiles(
+    tiny_folder: Path, editor: KontextEditor, photo: Image.Image, tmp_path: Path
+) -> None:
+    layers = ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.attn.to_q")
+    generator, weights = torch.Generator().manual_seed(0), {}
+    for layer in layers:
+        for matrix, shape in (("A", (2, 32)), ("B", (32, 2))):
+            weights[f"transformer.{layer}.lora_{matrix}.weight"] = torch.randn(shape, generator=generator)
+    save_file(weights, tmp_path / "style.safetensors")
+    edits = [replace(EDIT, lora=tmp_path / "style.safetensors", lora_scale=scale) for scale in (0.5, 1.0, 1.5)]
+    opened = _open(tiny_folder, compile=True)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for edit in (EDIT, *edits, EDIT):
+            assert _levels(opened([photo], [edit])[0], editor([photo], [edit])[0]) <= 1
+
+
+def test_compilation_that_would_do_nothing_is_told(tiny_folder: Path) -> None:
+    with pytest.warns(FallbackWarning, match="compiling does nothing beside step_cache 'magcache'"):
+        opened = _open(tiny_folder, compile=True, step_cache="magcache")
+    assert not [block for block in opened.checkpoint.transformer.modules() if block._compiled_call_impl is not None]
 
 
 def _count_computed(transformer: Any, sample: Callable[[], object]) -> int:
