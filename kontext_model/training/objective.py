@@ -6,7 +6,7 @@ a generator.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import pi
+from math import inf, pi
 from types import MappingProxyType
 
 import torch
@@ -48,7 +48,8 @@ class ObjectiveConfig:
     `density`: `uniform`, `logit_normal` (sigmoid of a normal at `location` with `scale`) or `mode` (`scale` moves mass
     to the middle). `weight`: `none`, `sigma_sqrt` or `cosmap`. As in Esser et al., "Scaling Rectified Flow
     Transformers", 2024, and diffusers' training scripts. `rollout` is the share of passes whose noisy latents the model
-    makes itself, in one to `rollout_steps` steps, see `rollout_loss`.
+    makes itself, in one to `rollout_steps` steps, see `rollout_loss`; `outline` is how much an error of shape counts
+    more in them, as a reader of the garment's mask sees it (`outline.py`).
     """
 
     density: str = "logit_normal"
@@ -57,12 +58,15 @@ class ObjectiveConfig:
     weight: str = "none"
     rollout: float = 0.0
     rollout_steps: int = 1
+    outline: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.rollout <= 1:
             raise ValueError(f"rollout must be from 0 to 1, not {self.rollout!r}")
         if self.rollout_steps < 1:
             raise ValueError(f"rollout_steps must be at least 1, not {self.rollout_steps!r}")
+        if not 0 <= self.outline < inf or (self.outline and not self.rollout):
+            raise ValueError(f"outline must be at least 0, and 0 without rollouts, not {self.outline!r}")
         for name, value, table in (("density", self.density, DENSITIES), ("weight", self.weight, WEIGHTS)):
             if value not in table:
                 raise ValueError(f"{name} must be one of {', '.join(table)}, not {value!r}")
@@ -98,13 +102,19 @@ def draw_rollout_sigmas(count: int, generator: torch.Generator) -> Tensor:
 
 
 def rollout_loss(
-    velocity: Callable[[Tensor, Tensor], Tensor], clean: Tensor, noise: Tensor, sigmas: Tensor, steps: int = 1
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    clean: Tensor,
+    noise: Tensor,
+    sigmas: Tensor,
+    steps: int = 1,
+    reader: Tensor | None = None,
 ) -> Tensor:
     """How far from x₀ the model's estimate of it is, where its own steps led: four times the mean square; a scalar.
 
     `velocity` is the model at (latents, noise levels); the `steps` Euler steps go from noise to `sigmas` in equal
     parts. Trained on noised answers alone, a model believes whatever it drew so far (exposure bias); here it learns to
-    correct it. Four times, that a rollout to the middle weighs as a noised answer.
+    correct it. Four times, that a rollout to the middle weighs as a noised answer. What a linear `reader` (64, n) makes
+    of the error counts as well.
     """
     with torch.no_grad():
         x, levels = noise, torch.ones_like(sigmas)
@@ -112,8 +122,9 @@ def rollout_loss(
             following = 1 + (sigmas - 1) * number / steps
             x = x + _spread(following - levels, x) * velocity(x, levels).float()
             levels = following
-    estimate = x - _spread(sigmas, x) * velocity(x, sigmas).float()
-    return 4 * (estimate - clean).square().mean()
+    error = x - _spread(sigmas, x) * velocity(x, sigmas).float() - clean
+    seen = 0 if reader is None else (error @ reader).square().mean()
+    return 4 * (error.square().mean() + seen)
 
 
 def _spread(values: Tensor, over: Tensor) -> Tensor:

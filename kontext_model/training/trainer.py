@@ -34,6 +34,7 @@ from kontext_model.training.latent_cache import LatentCache, encoder_digest
 from kontext_model.training.objective import draw_rollout_sigmas, draw_sigmas, flow_loss, noised, rollout_loss
 from kontext_model.training.optimizer import make_optimizer
 from kontext_model.training.origin import pin
+from kontext_model.training.outline import fit_reader
 from kontext_model.training.progress import OnPace, Pace, Say, print_lines
 from kontext_model.training.run_state import (
     NO_TERMS,
@@ -97,6 +98,7 @@ class Trainer:
             True: DrawnSupply(config, self.vae, drawers, self.number, self.processes),
         }
         self.batches = Batches(config, source, supplies, embeds, self.device, self.number, self.processes)
+        self._reader = self._fit_reader(source)
         self._ahead: list[Batch] = []
 
     def _open(self, stage: str, dtype: torch.dtype) -> Checkpoint:
@@ -121,6 +123,11 @@ class Trainer:
             cache.fill(missing, self._open("encode", self._frozen_dtype))
         self.accelerator.wait_for_everyone()
         return cache
+
+    def _fit_reader(self, source: TripleSource) -> Tensor | None:
+        """What makes errors of shape count by the objective's weight."""
+        weight = self.config.objective.outline
+        return fit_reader(self.vae, source, self.config.data.fit).to(self.device) * weight**0.5 if weight else None
 
     def _choose_weights(self) -> None:
         lora = self.config.lora
@@ -232,7 +239,7 @@ class Trainer:
         if objective.rollout and float(torch.rand((), generator=generator)) < objective.rollout:
             steps = 1 + int(torch.randint(objective.rollout_steps, (), generator=generator))
             sigmas = draw_rollout_sigmas(batch.size, generator)[batch.rows].to(clean.device)
-            return rollout_loss(velocity, clean, noise, sigmas, steps)
+            return rollout_loss(velocity, clean, noise, sigmas, steps, self._reader)
         sigmas = draw_sigmas(objective, batch.size, generator)[batch.rows].to(clean.device)
         return flow_loss(velocity(noised(clean, noise, sigmas), sigmas), clean, noise, sigmas, objective.weight)
 

@@ -137,6 +137,8 @@ def test_rollouts_lead_anywhere_but_to_the_ends() -> None:
         ObjectiveConfig(rollout=1.5)
     with pytest.raises(ValueError, match="rollout_steps must be at least 1, not 0"):
         ObjectiveConfig(rollout_steps=0)
+    with pytest.raises(ValueError, match=r"outline must be at least 0, and 0 without rollouts, not 3\.0"):
+        ObjectiveConfig(outline=3.0)
 
 
 def test_learning_rates_warm_up_and_fall() -> None:

@@ -300,7 +300,7 @@ def test_two_processes_go_on_with_a_run_of_one_to_the_same_weights(tmp_path: Pat
     for name, path in paths.items():
         path.write_text(
             f'checkpoint = "{tiny_folder}"\nout = "{tmp_path / name}"\nsave_every_s = 0.0\naccumulation = 2\n'
-            "[objective]\nrollout = 0.5\n[data]\ncount = 6\n[validation]\nevery = 0\ncount = 1\n"
+            "[objective]\nrollout = 0.5\noutline = 2.0\n[data]\ncount = 6\n[validation]\nevery = 0\ncount = 1\n"
             "[lora]\nrank = 2\nalpha = 2\n"
             "[[phases]]\narea_px = 4096\nsteps = 2\nbatch = 2\nrate = 1e-2\nwarmup = 0\n"
             "[[phases]]\narea_px = 1024\nsteps = 2\nbatch = 2\nrate = 1e-2\nwarmup = 0\nfresh = 80\n"
