@@ -206,7 +206,7 @@ _DIFFERENCE = _after(_after(_KEPT, "cat"), "sub")
 _CFG = (
     _row("step.negative_tokens", "second run, negative prompt", _into("transformer", "hidden_states", nth=1)),
     _row("step.negative_kept", "kept: v_neg", _KEPT_NEGATIVE),
-    _row("step.guided", "v_neg + cfg · (v − v_neg)", _after(_after(_DIFFERENCE, "mul"), "add")),
+    _row("step.guided", "v_neg + cfg · (v − v_neg)", _after(_after(_after(_DIFFERENCE, "mul"), "to"), "add")),
 )
 _DECODE = (
     _row("decode.latents", "unpacked", _out("latents.unpack")),

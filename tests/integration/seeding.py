@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Engine, select
 
+from orchestrator.settings import PIPELINE_VERSION
 from orchestrator.state import queries
 from orchestrator.state.bulk import COLUMNS, insert_jobs
 from orchestrator.state.database import reading
@@ -16,7 +17,7 @@ from orchestrator.state.transitions import BatchStatus, Stage
 
 T = TypeVar("T")
 
-NUMERICS, REVISION, RECIPE = "float32/v1", "a" * 64, "recipe"
+NUMERICS, REVISION, RECIPE = f"float32/v{PIPELINE_VERSION}", "a" * 64, "recipe"
 
 
 class Seeder:
