@@ -15,7 +15,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from accelerate.utils import send_to_device
 
-from kontext_model.revision import CheckpointError
+from kontext_model.revision import CheckpointError, shorten
 
 ATTENTIONS: Mapping[str, str] = MappingProxyType(
     {
@@ -200,7 +200,7 @@ def _set_attention(transformer: Any, name: str, device: torch.device) -> list[st
             dispatch_attention_fn(probe, probe, probe, backend=backend)
     except Exception as error:  # a missing package, a kernel not for this card: each raises its own
         transformer.set_attention_backend("native")
-        reason = f"attention {name!r} does not run here ({_shorten(error)})"
+        reason = f"attention {name!r} does not run here ({shorten(error)})"
         if name == "sage":
             raise CheckpointError(f"{reason}, and pictures without it differ: choose another") from error
         return [reason]
@@ -216,7 +216,7 @@ def compile_blocks(transformer: Any, device: torch.device) -> list[str]:
     try:
         torch.compile(torch.nn.functional.silu)(torch.ones(8, device=device))
     except Exception as error:  # of the compiler, the linker, Triton
-        return [f"compiling does not work here ({_shorten(error)})"]
+        return [f"compiling does not work here ({shorten(error)})"]
     transformer.compile_repeated_blocks()
     return []
 
@@ -273,7 +273,3 @@ def cache_context(transformer: Any, name: str) -> AbstractContextManager[None]:
         transformer.cache_context(name) if is_caching(transformer) else nullcontext()
     )
     return context
-
-
-def _shorten(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

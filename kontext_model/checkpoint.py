@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from kontext_model import revision as revisions
 from kontext_model.acceleration import PLAIN, Acceleration, FallbackWarning, apply
 from kontext_model.latents import CHANNELS, TOKEN_CHANNELS
-from kontext_model.revision import CheckpointError, CheckpointRef, Defaults
+from kontext_model.revision import CheckpointError, CheckpointRef, Defaults, shorten
 
 STAGES = frozenset({"encode", "sample", "decode"})
 STAGE_PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -141,7 +141,7 @@ def _find_device(device: str | torch.device) -> torch.device:
         return torch.device(device)
     except Exception as error:  # each of torch's backends raises its own
         raise CheckpointError(
-            f"device {str(device)!r} cannot be used here: {_shorten(error)}; name another (cpu always works), or see "
+            f"device {str(device)!r} cannot be used here: {shorten(error)}; name another (cpu always works), or see "
             "that its driver and a torch built for it are installed"
         ) from error
 
@@ -163,7 +163,7 @@ def _open_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # whatever a library raises over a hostile file, the user meets one kind
-        raise CheckpointError(f"checkpoint part {folder / part} cannot be opened: {_shorten(error)}") from error
+        raise CheckpointError(f"checkpoint part {folder / part} cannot be opened: {shorten(error)}") from error
 
 
 def _open_model(folder: Path, part: str, dtype: torch.dtype) -> Any:
@@ -193,7 +193,7 @@ def _outline_transformer(path: Path, device: torch.device) -> Any:
         with device:
             return FluxTransformer2DModel.from_config(config)
     except Exception as error:  # whatever a layer raises over a size that is none
-        raise CheckpointError(f"checkpoint file {path} describes no transformer: {_shorten(error)}") from error
+        raise CheckpointError(f"checkpoint file {path} describes no transformer: {shorten(error)}") from error
 
 
 def _open_scheduler(folder: Path) -> Any:
@@ -251,11 +251,7 @@ def _download(ref: str, commit: str, parts: list[str]) -> Path:
         repository = ref.partition("@")[0]
         return Path(huggingface_hub.snapshot_download(repository, revision=commit, allow_patterns=patterns + configs))
     except Exception as error:  # the client, its transport and the file system each raise their own
-        raise CheckpointError(f"checkpoint {ref!r} cannot be downloaded: {_shorten(error)}") from error
-
-
-def _shorten(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
+        raise CheckpointError(f"checkpoint {ref!r} cannot be downloaded: {shorten(error)}") from error
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor
 from kontext_model.acceleration import renew_offload
 from kontext_model.checkpoint import silence
 from kontext_model.lora_file import LoraError, check_file, find_lora, hash_file
+from kontext_model.revision import shorten
 
 MAX_LOADED = 4
 """Adapters kept on a transformer; each has up to a gigabyte on the 12 B model."""
@@ -111,7 +112,7 @@ class Adapters:
         except _TOO_LITTLE_MEMORY:
             raise
         except Exception as error:  # whatever peft raises
-            raise LoraError(lora, f"it cannot be loaded: {_shorten(error)}") from error
+            raise LoraError(lora, f"it cannot be loaded: {shorten(error)}") from error
         finally:
             if name not in self._loaded:  # diffusers leaves behind some of what peft built before it failed
                 self._unload(name)
@@ -146,7 +147,7 @@ def _read(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any] | None, dict[st
                 return_alphas=True, return_lora_metadata=True,
             )  # fmt: skip
     except Exception as error:  # whatever a converter raises over a hostile file
-        raise LoraError(lora, f"it cannot be read as a LoRA of FLUX: {_shorten(error)}") from error
+        raise LoraError(lora, f"it cannot be read as a LoRA of FLUX: {shorten(error)}") from error
     scaling = {key: value for key, value in (metadata or {}).items() if key.removeprefix(_PREFIX) in _SCALING}
     for key, value in scaling.items():
         fits, wanted = _SCALING[key.removeprefix(_PREFIX)]
@@ -209,7 +210,3 @@ def _check(weights: Mapping[str, Tensor], layers: Mapping[str, tuple[int, int]],
             raise LoraError(lora, f"{module} has {told}, where A (rank, {into}) and B ({out}, rank) fit")
         if not all(torch.isfinite(weight.float()).all() for weight in pair.values()):
             raise LoraError(lora, f"{module} holds NaN or infinity")
-
-
-def _shorten(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -25,6 +25,11 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the folder, the part and what to do."""
 
 
+def shorten(error: Exception) -> str:
+    """What a library says of its error, as a part of one line."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
 @dataclass(frozen=True)
 class Defaults:
     """What `kontext.json` says; where it is silent, the values of FLUX.1-Kontext-dev."""

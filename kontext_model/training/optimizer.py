@@ -50,9 +50,9 @@ class Together:
         for member in self.members:
             member.step()
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def zero_grad(self) -> None:
         for member in self.members:
-            member.zero_grad(set_to_none)
+            member.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
         return {"members": [member.state_dict() for member in self.members]}

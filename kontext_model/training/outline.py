@@ -31,10 +31,10 @@ def fit_reader(vae: Any, source: TripleSource, fit: str) -> Tensor:
 
     The least squares with a ridge, in float64, so that every process of a run gets the same. Raises TripleError.
     """
-    return solve_reader(_pairs(vae, source, fit)).float()
+    return _solve(_pairs(vae, source, fit)).float()
 
 
-def solve_reader(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def _solve(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """The ridge regression from tokens (S, 64) to covers (S, 16), without its constant: float64 (64, 16)."""
     square, product, count = torch.zeros(65, 65).double(), torch.zeros(65, CELLS**2).double(), 0
     for tokens, covers in pairs:
