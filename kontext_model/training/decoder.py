@@ -23,7 +23,8 @@ from kontext_model.training.discriminator import (
     discriminator_loss,
     make_discriminator,
 )
-from kontext_model.training.run_state import Average, copy_weights, load_state, save_state, step_generator
+from kontext_model.training.outline import shape_loss, tell_mask
+from kontext_model.training.run_state import Average, check_finite, copy_weights, load_state, save_state, step_generator
 from kontext_model.training.schedule import learning_rate
 from kontext_model.wardrobe import draw
 
@@ -71,7 +72,9 @@ Lesson = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Course:
-    """How a decoder is taught: what each step sees from a step on, how much it changes, and against whom."""
+    """How a decoder is taught: what each step sees from a step on, how much it changes, against whom, and what an error
+    of a garment's mask weighs.
+    """
 
     steps: int
     lessons: Callable[[int], Iterator[Lesson]]
@@ -79,6 +82,7 @@ class Course:
     decay: float
     square: float = 2.0
     adversary: Adversary | None = None
+    outline: float = 0.0
 
 
 def train_decoder(
@@ -120,7 +124,7 @@ def teach(
 ) -> Any:
     """Take a VAE's decoder through a course, or to its step `until`, from where the folder's state ends.
 
-    Gives the VAE with the averaged decoder.
+    Gives the VAE with the averaged decoder. Raises DivergedError.
     """
     vae.train()
     vae.encoder.requires_grad_(False)
@@ -139,12 +143,15 @@ def teach(
             began_s = time.monotonic()  # what is drawn before the first lesson is no step's time
         restored = vae.decoder(latents)
         loss = reconstruction_loss(restored, pixels, course.square)
+        if course.outline:
+            loss = loss + course.outline * shape_loss(tell_mask(restored, pixels), tell_mask(pixels, pixels) > 0)
         optimizer.zero_grad(set_to_none=True)
         if adversary and judge:
             discriminator_loss(judge, pixels, restored).backward()
             loss = loss + adversary.weight_at(step) * adversarial_loss(judge, restored)
         loss.backward()
-        nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
+        check_finite(step, folder, "start again with a lower rate", loss=loss.item(), gradient=norm.item())
         optimizer.param_groups[0]["lr"] = course.rate(step)
         optimizer.step()
         average.update(vae, step)

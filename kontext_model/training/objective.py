@@ -48,8 +48,8 @@ class ObjectiveConfig:
     `density`: `uniform`, `logit_normal` (sigmoid of a normal at `location` with `scale`) or `mode` (`scale` moves mass
     to the middle). `weight`: `none`, `sigma_sqrt` or `cosmap`. As in Esser et al., "Scaling Rectified Flow
     Transformers", 2024, and diffusers' training scripts. `rollout` is the share of passes whose noisy latents the model
-    makes itself, in one to `rollout_steps` steps, see `rollout_loss`; `outline` is how much an error of shape counts
-    more in them, as a reader of the garment's mask sees it (`outline.py`).
+    makes itself, in one to `rollout_steps` steps, see `roll_out`; `outline` is the weight of the loss of the garment's
+    mask, as a reader sees it in the estimate of x₀ (`outline.py`).
     """
 
     density: str = "logit_normal"
@@ -65,8 +65,8 @@ class ObjectiveConfig:
             raise ValueError(f"rollout must be from 0 to 1, not {self.rollout!r}")
         if self.rollout_steps < 1:
             raise ValueError(f"rollout_steps must be at least 1, not {self.rollout_steps!r}")
-        if not 0 <= self.outline < inf or (self.outline and not self.rollout):
-            raise ValueError(f"outline must be at least 0, and 0 without rollouts, not {self.outline!r}")
+        if not 0 <= self.outline < inf:
+            raise ValueError(f"outline must be at least 0, not {self.outline!r}")
         for name, value, table in (("density", self.density, DENSITIES), ("weight", self.weight, WEIGHTS)):
             if value not in table:
                 raise ValueError(f"{name} must be one of {', '.join(table)}, not {value!r}")
@@ -101,20 +101,11 @@ def draw_rollout_sigmas(count: int, generator: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(count, generator=generator)
 
 
-def rollout_loss(
-    velocity: Callable[[Tensor, Tensor], Tensor],
-    clean: Tensor,
-    noise: Tensor,
-    sigmas: Tensor,
-    steps: int = 1,
-    reader: Tensor | None = None,
-) -> Tensor:
-    """How far from x₀ the model's estimate of it is, where its own steps led: four times the mean square; a scalar.
+def roll_out(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, sigmas: Tensor, steps: int = 1) -> Tensor:
+    """The latents (B, …) at `sigmas` where the model's own steps lead from noise.
 
-    `velocity` is the model at (latents, noise levels); the `steps` Euler steps go from noise to `sigmas` in equal
-    parts. Trained on noised answers alone, a model believes whatever it drew so far (exposure bias); here it learns to
-    correct it. Four times, that a rollout to the middle weighs as a noised answer. What a linear `reader` (64, n) makes
-    of the error counts as well.
+    `velocity` is the model at (latents, noise levels); the `steps` Euler steps go in equal parts. Trained on noised
+    answers alone, a model believes whatever it drew so far (exposure bias); from here it learns to correct it.
     """
     with torch.no_grad():
         x, levels = noise, torch.ones_like(sigmas)
@@ -122,9 +113,19 @@ def rollout_loss(
             following = 1 + (sigmas - 1) * number / steps
             x = x + _spread(following - levels, x) * velocity(x, levels).float()
             levels = following
-    error = x - _spread(sigmas, x) * velocity(x, sigmas).float() - clean
-    seen = 0 if reader is None else (error @ reader).square().mean()
-    return 4 * (error.square().mean() + seen)
+    return x
+
+
+def estimate(x: Tensor, velocity: Tensor, sigmas: Tensor) -> Tensor:
+    """What x₀ a velocity at x_σ leads to: x_σ − σ·v. Shapes: (B, …), (B, …), (B,) -> (B, …)."""
+    return x - _spread(sigmas, x) * velocity.float()
+
+
+def rollout_loss(estimated: Tensor, clean: Tensor) -> Tensor:
+    """How far from x₀ its estimate is: four times the mean square, so that a rollout to the middle weighs as a noised
+    answer; a scalar.
+    """
+    return 4 * (estimated - clean).square().mean()
 
 
 def _spread(values: Tensor, over: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ generator seeded by (run seed, step), so the state is the trained weights, their
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,19 @@ Terms = Mapping[str, Any]
 NO_TERMS: Terms = MappingProxyType({})
 SETTINGS = ("betas", "weight_decay")
 """Of an optimizer's groups; its state holds the old ones, but a configuration's count."""
+
+
+class DivergedError(ValueError):
+    """The loss or its gradient is no number any more; the last saved state is from before."""
+
+
+def check_finite(step: int, folder: Path, remedy: str, **values: float) -> None:
+    """Raise DivergedError when one of what step `step` gave is no number; to be asked before a weight moves."""
+    for name, value in values.items():
+        if not isfinite(value):
+            raise DivergedError(
+                f"the {name} of step {step + 1} is {value}; the state in {folder} is from before: {remedy}"
+            )
 
 
 def trained_weights(model: Any) -> dict[str, Tensor]:

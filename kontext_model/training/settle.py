@@ -35,7 +35,8 @@ Answers = dict[Canvas, tuple[Tensor, Tensor]]
 class SettleConfig:
     """`count` pictures are drawn, in whole blocks; every `true_every`-th step sees latents of the encoder instead.
 
-    `adversary` is the discriminator that the decoder answers to as well; None for none.
+    `adversary` is the discriminator that the decoder answers to as well; None for none. `outline` is the weight of the
+    loss of the garment's mask.
     """
 
     count: int = 6000
@@ -45,6 +46,7 @@ class SettleConfig:
     warmup: int = 40
     square: float = 1.0
     adversary: Adversary | None = field(default_factory=lambda: Adversary(0.08))
+    outline: float = 1.0
     true_every: int = 4
     jitter: float = 0.35
     decay: float = 0.995
@@ -82,7 +84,7 @@ def settle_decoder(
     def rate(step: int) -> float:
         return learning_rate("cosine", config.rate, step, config.steps, config.warmup)
 
-    course = Course(config.steps, lessons, rate, config.decay, config.square, config.adversary)
+    course = Course(config.steps, lessons, rate, config.decay, config.square, config.adversary, config.outline)
     return teach(vae, course, folder, report, until=until)
 
 

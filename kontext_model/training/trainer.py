@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, lru_cache, partial
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +30,24 @@ from kontext_model.training.config import ConfigError, TrainingConfig
 from kontext_model.training.device import PATIENCE, check_device, memory_watched
 from kontext_model.training.embed_cache import EmbedCache
 from kontext_model.training.latent_cache import LatentCache, encoder_digest
-from kontext_model.training.objective import draw_rollout_sigmas, draw_sigmas, flow_loss, noised, rollout_loss
+from kontext_model.training.objective import (
+    draw_rollout_sigmas,
+    draw_sigmas,
+    estimate,
+    flow_loss,
+    noised,
+    roll_out,
+    rollout_loss,
+)
 from kontext_model.training.optimizer import make_optimizer
 from kontext_model.training.origin import pin
-from kontext_model.training.outline import fit_reader
+from kontext_model.training.outline import OutlineReader, fit_reader, shape_loss
 from kontext_model.training.progress import OnPace, Pace, Say, print_lines
 from kontext_model.training.run_state import (
     NO_TERMS,
     Average,
     Terms,
+    check_finite,
     load_state,
     save_state,
     step_generator,
@@ -48,10 +56,6 @@ from kontext_model.training.run_state import (
 from kontext_model.training.schedule import learning_rate
 from kontext_model.training.supply import CachedSupply, DrawnSupply, Supply, drawers_watched
 from kontext_model.training.triples import TripleSource, open_source, open_validation
-
-
-class DivergedError(ValueError):
-    """The loss or its gradient is no number any more; the last saved state is from before."""
 
 
 class Trainer:
@@ -124,10 +128,12 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return cache
 
-    def _fit_reader(self, source: TripleSource) -> Tensor | None:
-        """What makes errors of shape count by the objective's weight."""
-        weight = self.config.objective.outline
-        return fit_reader(self.vae, source, self.config.data.fit).to(self.device) * weight**0.5 if weight else None
+    def _fit_reader(self, source: TripleSource) -> OutlineReader | None:
+        """What reads shapes; the first process fits it, the others find it in the run's folder."""
+        if not self.config.objective.outline:
+            return None
+        with self.accelerator.main_process_first():
+            return fit_reader(self.vae, source, self.config.data.fit, self.config.seed, self.out, self.report)
 
     def _choose_weights(self) -> None:
         lora = self.config.lora
@@ -214,14 +220,10 @@ class Trainer:
 
     def _tell(self, loss: Tensor, norm: Tensor) -> float:
         """The loss over all processes. Raises DivergedError in all of them, before a weight has moved."""
-        told: list[float] = self.accelerator.reduce(torch.stack((loss, norm)), "mean").tolist()
-        for name, value in zip(("loss", "gradient"), told, strict=True):
-            if not isfinite(value):
-                raise DivergedError(
-                    f"the {name} of step {self.step + 1} is {value}; the state in {self.out} is from before: start "
-                    "again with a lower `rate`, or with `precision` float32"
-                )
-        return told[0]
+        told, gradient = self.accelerator.reduce(torch.stack((loss, norm)), "mean").tolist()
+        remedy = "start again with a lower `rate`, or with `precision` float32"
+        check_finite(self.step, self.out, remedy, loss=told, gradient=gradient)
+        return float(told)
 
     def _draw(self, step: int) -> list[Batch]:
         """The step's passes; none after the last step."""
@@ -236,12 +238,26 @@ class Trainer:
         shape = (batch.size, *clean.shape[1:])
         noise = torch.randn(shape, generator=noises, device=noises.device)[batch.rows]
         velocity = partial(self._predict, batch)
-        if objective.rollout and float(torch.rand((), generator=generator)) < objective.rollout:
+        rolls = bool(objective.rollout) and float(torch.rand((), generator=generator)) < objective.rollout
+        if rolls:
             steps = 1 + int(torch.randint(objective.rollout_steps, (), generator=generator))
             sigmas = draw_rollout_sigmas(batch.size, generator)[batch.rows].to(clean.device)
-            return rollout_loss(velocity, clean, noise, sigmas, steps, self._reader)
-        sigmas = draw_sigmas(objective, batch.size, generator)[batch.rows].to(clean.device)
-        return flow_loss(velocity(noised(clean, noise, sigmas), sigmas), clean, noise, sigmas, objective.weight)
+            x = roll_out(velocity, noise, sigmas, steps)
+        else:
+            sigmas = draw_sigmas(objective, batch.size, generator)[batch.rows].to(clean.device)
+            x = noised(clean, noise, sigmas)
+        predicted = velocity(x, sigmas)
+        estimated = estimate(x, predicted, sigmas)
+        loss = rollout_loss(estimated, clean) if rolls else flow_loss(predicted, clean, noise, sigmas, objective.weight)
+        return loss + objective.outline * self._misread(self._reader, estimated, batch) if self._reader else loss
+
+    def _misread(self, reader: OutlineReader, estimated: Tensor, batch: Batch) -> Tensor:
+        """How far the garment's shape in an estimate (B, S, 64) is from that in the target; a scalar."""
+        ours, theirs = (latents.unpack(tokens, batch.canvas) for tokens in (estimated, batch.target))
+        with self._autocast():
+            with torch.no_grad():
+                covered = reader(theirs) > 0
+            return shape_loss(reader(ours), covered)
 
     def _predict(self, batch: Batch, x: Tensor, sigmas: Tensor) -> Tensor:
         """The model's velocity (B, S, 64) for the batch's condition and prompts."""

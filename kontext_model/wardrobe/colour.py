@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
-_TO_XYZ = np.array(
+TO_XYZ = np.array(
     ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
 )
-_WHITE = _TO_XYZ.sum(axis=1)
+WHITE = TO_XYZ.sum(axis=1)
 _KAPPA, _EPSILON = 24389 / 27, 216 / 24389
 
 
@@ -17,7 +17,7 @@ def to_lab(rgb: NDArray[np.uint8]) -> Floats:
     """L*a*b* (D65) of 8-bit sRGB; any shape that ends in 3."""
     values = rgb.astype(np.float64) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-    xyz = linear @ _TO_XYZ.T / _WHITE
+    xyz = linear @ TO_XYZ.T / WHITE
     f = np.where(xyz > _EPSILON, np.cbrt(xyz), (_KAPPA * xyz + 16) / 116)
     x, y, z = f[..., 0], f[..., 1], f[..., 2]
     return np.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), axis=-1)

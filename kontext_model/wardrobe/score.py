@@ -94,12 +94,17 @@ def _gaussian(width: int = 11, sigma: float = 1.5) -> tuple[float, ...]:
     return tuple(float(value) for value in bell / bell.sum())
 
 
-def border(pixels: NDArray[Any], share: float = 0.03) -> NDArray[Any]:
-    """What a frame of this share of the shorter side holds, at least one pixel wide: (H, W, 3) -> (N, 3)."""
-    width = max(1, round(min(pixels.shape[:2]) * share))
-    outside = np.ones(pixels.shape[:2], bool)
-    outside[width:-width, width:-width] = False
-    return pixels[outside]
+def border(pixels: NDArray[Any]) -> NDArray[Any]:
+    """What the frame holds: (H, W, 3) -> (N, 3)."""
+    return pixels[frame(*pixels.shape[:2])]
+
+
+def frame(height: int, width: int, share: float = 0.03) -> Mask:
+    """A frame of this share of the shorter side, at least one pixel wide: (H, W)."""
+    wide = max(1, round(min(height, width) * share))
+    outside: Mask = np.ones((height, width), bool)
+    outside[wide:-wide, wide:-wide] = False
+    return outside
 
 
 def ground_kind(lab: Floats) -> str | None:

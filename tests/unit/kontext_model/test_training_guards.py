@@ -28,9 +28,9 @@ from kontext_model.training.config import (
     ValidationConfig,
 )  # fmt: skip
 from kontext_model.training.grid import draw_grid
-from kontext_model.training.run_state import STATE_NAME
+from kontext_model.training.run_state import STATE_NAME, DivergedError
 from kontext_model.training.survey import survey
-from kontext_model.training.trainer import DivergedError, Trainer
+from kontext_model.training.trainer import Trainer
 
 
 def _config(folder: Path, start: Path | str, **changes: object) -> TrainingConfig:

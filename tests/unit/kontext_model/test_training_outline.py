@@ -1,57 +1,101 @@
-"""What latents tell of a garment's outline, and what the objective makes of it."""
+"""The garment's mask as pixels and latents tell it, and what losses make of it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from torch import Tensor
 
-from kontext_model import image, latents, wardrobe
+from kontext_model import image, wardrobe
+from kontext_model.canvas import Canvas
 from kontext_model.checkpoint import open_checkpoint
 from kontext_model.training import outline
-from kontext_model.training.objective import rollout_loss
-from kontext_model.training.outline import fit_reader, read_cover
+from kontext_model.training.decoder import as_pixels
+from kontext_model.training.outline import OutlineReader, fit_reader, shape_loss, tell_mask
 from kontext_model.training.triples import WardrobeSource
+from kontext_model.wardrobe import draw
+from kontext_model.wardrobe.colour import to_lab
+from kontext_model.wardrobe.score import enclose, find_garment, overlap
 
 SHIPPED = Path(str(wardrobe.__file__)).parent / "checkpoint"
 
 
-def test_an_error_that_the_reader_sees_counts_more() -> None:
-    clean, noise, levels = torch.randn(2, 5, 64), torch.randn(2, 5, 64), torch.full((2,), 0.5)
-    reader = torch.zeros(64, 16)
-    reader[3, 0] = 4.0
-
-    def loss(channel: int, reader: torch.Tensor | None) -> float:
-        wrong = clean.clone()
-        wrong[..., channel] += 1
-        return rollout_loss(
-            lambda x, sigmas: (x - wrong) / sigmas.view(-1, 1, 1), clean, noise, levels, reader=reader
-        ).item()
-
-    assert loss(3, None) == pytest.approx(loss(4, None)) == pytest.approx(loss(4, reader)) == pytest.approx(4 / 64)
-    assert loss(3, reader) == pytest.approx(4 / 64 + 4 * 16 / 16)
+def _pixels(seed: int) -> Tensor:
+    return as_pixels(torch.from_numpy(np.array(draw(seed, 128).target))[None])
 
 
-def test_a_reader_tells_the_garments_shape_from_latents_it_has_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seed", [3, 4, 5, 6])
+def test_pixels_tell_the_mask_that_the_score_finds(seed: int) -> None:
+    pixels = _pixels(seed)
+    found = find_garment(to_lab(np.asarray(draw(seed, 128).target)))
+    told = (tell_mask(pixels, pixels) > 0)[0].numpy()
+    assert 0.1 < found.mean() < 0.9 and (told != found).mean() < 0.001
+
+
+def test_a_halo_learns_to_vanish_and_a_hole_to_close() -> None:
+    answer = torch.ones(1, 3, 32, 32)
+    answer[:, :, 8:24, 8:24] = -0.5
+    drawn = answer.clone()
+    drawn[:, :, 4:8, 8:24] = 0.9  # beside the garment, less than white
+    drawn[:, :, 12:16, 12:16] = 0.98  # in the garment, all but white
+    drawn.requires_grad_(True)
+    loss = shape_loss(tell_mask(drawn, answer), tell_mask(answer, answer) > 0)
+    loss.backward()
+    assert (drawn.grad[:, :, 4:8, 8:24].sum(1) < 0).all(), "brighter"
+    assert (drawn.grad[:, :, 12:16, 12:16].sum(1) > 0).all(), "darker"
+    assert not drawn.grad[:, :, 9:11, 9:11].any(), "sure enough"
+    assert loss > 2 * shape_loss(tell_mask(answer, answer), tell_mask(answer, answer) > 0)
+
+
+def test_masks_that_agree_cost_nothing_whatever_their_size() -> None:
+    small, large = torch.zeros(1, 64, 64), torch.zeros(1, 64, 64)
+    small[:, :8, :8], large[:, :48, :48] = 1, 1
+    for covered in (small, large):
+        assert shape_loss(60 * covered - 30, covered) < 0.01
+    misses = [
+        shape_loss(60 * covered.roll(covered.sum().sqrt().int().item() // 2, 1) - 30, covered)
+        for covered in (small, large)
+    ]
+    dice = [shape_loss(torch.full((1, 64, 64), -30.0), covered) - 15 * covered.mean() for covered in (small, large)]
+    assert misses[0] > 0.5 and misses[1] > 0.5
+    assert dice[0] == pytest.approx(1.0, abs=0.01) == pytest.approx(dice[1].item(), abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def small_fit() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outline, "PICTURES", 32)
+        patch.setattr(outline, "AREA_PX", 64 * 64)
+        patch.setattr(outline, "PASSES", 30)
+        yield patch
+
+
+def test_a_reader_tells_the_mask_from_latents_it_has_not_seen(small_fit: pytest.MonkeyPatch, tmp_path: Path) -> None:
     vae = open_checkpoint(SHIPPED, parts=frozenset({"decode"})).vae
-    monkeypatch.setattr(outline, "PICTURES", 24)
-    monkeypatch.setattr(outline, "AREA_PX", 128 * 128)
-    reader = fit_reader(vae, WardrobeSource(24, 70_000), "pad")
-    assert reader.shape == (64, 16) and torch.equal(reader, fit_reader(vae, WardrobeSource(24, 70_000), "pad"))
-    source, seen, covered = WardrobeSource(8, 80_000), [], []
+    reader = fit_reader(vae, WardrobeSource(32, 70_000), "pad", 1, tmp_path)
+    source, canvas, overlaps = WardrobeSource(12, 80_000), Canvas(64, 64), []
     for index in range(len(source)):
-        target = source.images(index, source.canvas(index, 128 * 128))[1]
+        target = source.images(index, canvas)[1]
         with torch.inference_mode():
-            seen.append(latents.pack(image.encode(vae, target))[0] @ reader)
-        covered.append(read_cover(target))
-    told = np.corrcoef(torch.cat(seen).flatten().numpy(), torch.cat(covered).flatten().numpy())[0, 1]
-    assert told > 0.75
+            told = reader(image.encode(vae, target))[0] > 0
+        overlaps.append(overlap(told.numpy(), enclose(find_garment(to_lab(np.asarray(target))))))
+    assert np.mean(overlaps) > 0.75
 
 
-def test_the_cover_of_cells_is_told_row_by_row() -> None:
-    picture = Image.new("RGB", (32, 48), "white")
-    picture.paste("red", (20, 16, 24, 18))  # second row of tokens, second token, its first row of cells, the second
-    cover = read_cover(picture)
-    assert cover.shape == (6, 16)
-    assert cover[3, 1] == 0.5 and cover.sum() == 0.5
+def test_a_reader_is_fitted_once_and_kept(
+    small_fit: pytest.MonkeyPatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outline, "PASSES", 1)
+    vae = open_checkpoint(SHIPPED, parts=frozenset({"decode"})).vae
+    said: list[str] = []
+    first = fit_reader(vae, WardrobeSource(4, 70_000), "pad", 1, tmp_path, said.append)
+    again = fit_reader(vae, WardrobeSource(4, 70_000), "pad", 1, tmp_path / "other")
+    monkeypatch.setattr(outline, "_fit", lambda *given: pytest.fail("fitted twice"))
+    kept = fit_reader(vae, WardrobeSource(4, 70_000), "pad", 1, tmp_path, said.append)
+    assert said == ["fitting the reader of outlines to 4 targets"]
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]) and torch.equal(value, kept.state_dict()[name]), name
+    assert not any(value.requires_grad for value in kept.parameters())
+    assert OutlineReader()(torch.zeros(2, 16, 4, 6)).shape == (2, 32, 48)

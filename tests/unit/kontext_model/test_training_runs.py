@@ -44,11 +44,11 @@ from kontext_model.training.config import (
 )  # fmt: skip
 from kontext_model.training.decoder import DecoderConfig
 from kontext_model.training.progress import Pace, open_progress
-from kontext_model.training.run_state import STATE_NAME, read_average
+from kontext_model.training.run_state import STATE_NAME, DivergedError, read_average
 from kontext_model.training.settle import SettleConfig
 from kontext_model.training.shipping import TransformerConfig
 from kontext_model.training.survey import describe, survey
-from kontext_model.training.trainer import DivergedError, Trainer
+from kontext_model.training.trainer import Trainer
 from kontext_model.training.triples import TripleError
 from kontext_model.wardrobe import draw
 
