@@ -66,7 +66,8 @@ class Settings(BaseModel):
     unit_size: int = Field(8, ge=1, le=1024, description="jobs a worker claims and runs together; 1 for the full model")
     window_jobs: int = Field(1024, ge=1, description="jobs queued or running at once, over all batches")
     window_bytes: int = Field(1 << 30, ge=1 << 20, description="bytes of handoffs that the window may fill")
-    handoff_ttl_s: int = Field(86_400, ge=60, description="life of a handoff; a lost one is encoded again")
+    # Longer than all tries of a decode take (workers.failures): else one that cannot end is encoded again and again.
+    handoff_ttl_s: int = Field(86_400, ge=3600, description="life of a handoff; a lost one is encoded again")
     heartbeat_s: float = Field(3.0, gt=0, description="seconds between the heartbeats of a worker")
     lease_s: float = Field(15.0, gt=0, description="a worker silent for so long is dead, its jobs are taken back")
     stage_deadline_s: float = Field(900.0, gt=0, description="a worker that takes longer over one stage of a unit ends")
