@@ -1,6 +1,7 @@
 """The garment's mask as pixels and latents tell it, and what losses make of it."""
 
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from kontext_model import image, wardrobe
 from kontext_model.canvas import Canvas
 from kontext_model.checkpoint import open_checkpoint
 from kontext_model.training import outline
-from kontext_model.training.decoder import as_pixels
+from kontext_model.training.decoder import Course, as_pixels, teach
 from kontext_model.training.outline import OutlineReader, fit_reader, shape_loss, tell_mask
 from kontext_model.training.triples import WardrobeSource
 from kontext_model.wardrobe import draw
@@ -99,3 +100,20 @@ def test_a_reader_is_fitted_once_and_kept(
         assert torch.equal(value, again.state_dict()[name]) and torch.equal(value, kept.state_dict()[name]), name
     assert not any(value.requires_grad for value in kept.parameters())
     assert OutlineReader()(torch.zeros(2, 16, 4, 6)).shape == (2, 32, 48)
+
+
+def test_a_decoder_that_learns_shape_misses_less_of_it(tmp_path: Path) -> None:
+    pixels = torch.cat([_pixels(seed) for seed in (4, 5)])
+    covered = tell_mask(pixels, pixels) > 0
+
+    def missed(outline: float) -> float:
+        vae = open_checkpoint(SHIPPED, parts=frozenset({"decode"})).vae
+        with torch.no_grad():
+            latents = vae.encoder(pixels)[:, :16]
+        blurred = latents + 0.5 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+        course = Course(8, lambda start: repeat((blurred, pixels)), lambda step: 2e-4, 0.5, outline=outline)
+        vae = teach(vae, course, tmp_path / f"{outline}", lambda line: None)
+        with torch.no_grad():
+            return shape_loss(tell_mask(vae.decoder(blurred), pixels), covered).item()
+
+    assert missed(2.0) < 0.85 * missed(0.0)
