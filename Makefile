@@ -1,6 +1,7 @@
 # A fresh machine needs Python 3.11 and make; every target below does its own set-up.
 PYTHON ?= python3
-# The CPU build of torch; on a GPU machine name another, e.g. KONTEXT_TORCH="torch==2.13.0+cu130".
+# What your index calls torch; name a build to be sure, as KONTEXT_TORCH="torch==2.13.0+cu130", with its index in
+# PIP_EXTRA_INDEX_URL.
 KONTEXT_TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt

@@ -20,13 +20,13 @@ _BATCH_TOLD: Mapping[str, Any] = {
     "expires_at": _AT + 28_800, "priority": 0, "catalogue": "s3://shop/catalogue.csv",
     "options": {"preset": "flat-lay"}, "metadata": {"season": "SS27"},
     "checkpoint": "s3://shop/checkpoints/kontext", "checkpoint_revision": _REVISION,
-    "numerics": "bfloat16/v1", "manifest": None, "stage_seconds": None,
+    "numerics": "bfloat16/v2", "manifest": None, "stage_seconds": None,
     "results": f"s3://shop-results/{_BATCH}", "manifest_url": f"/v1/batches/{_BATCH}/manifest.jsonl",
     "errors": [_FAILURE], "rate_per_s": 2.4, "eta_s": 278.3,
 }  # fmt: skip
 _JOB: Mapping[str, Any] = {
     "id": 4711, "object": "job", "batch_id": _BATCH, "custom_id": "dress-0815", "line": 17, "take": 1,
-    "image": "photos/dress-0815.jpg", "state": "succeeded", "stage": "decode", "attempt": 0, "attempts": 1,
+    "image": "photos/dress-0815.jpg", "state": "succeeded", "stage": None, "attempt": 0, "attempts": 1,
     "revision": _REVISION, "code": None,
     "message": None, "result": f"s3://shop-results/{_BATCH}/dress-0815.png", "result_url": "/v1/jobs/4711/result",
     "sha256": _SHA256, "seed": 0, "seconds": 3.2, "reused": False, "canvas": "880x1184", "recipe": "a3f09c51e2d4",
@@ -116,7 +116,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "WebhookShape": _WEBHOOK,
     "WorkerShape": {
         "id": _WORKER, "host": "gpu-1", "pid": 814, "stages": ["encode", "sample", "decode"], "device": "cuda:0",
-        "revision": _REVISION, "numerics": "bfloat16/v1", "started_at": _AT - 3_600.0, "seen_at": _AT + 59.0,
+        "revision": _REVISION, "numerics": "bfloat16/v2", "started_at": _AT - 3_600.0, "seen_at": _AT + 59.0,
         "memory_bytes": 9_700_000_000, "jobs": [4711],
     },
 }  # fmt: skip

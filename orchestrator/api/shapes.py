@@ -61,7 +61,7 @@ class BatchShape(BaseModel):
     metadata: dict[str, str] = Field(examples=[{"season": "SS27"}])
     checkpoint: str = Field(description="as its server names it", examples=["black-forest-labs/FLUX.1-Kontext-dev"])
     checkpoint_revision: str
-    numerics: str = Field(examples=["float32/v1"])
+    numerics: str = Field(examples=["float32/v2"])
     results: str = Field(description="the folder of its pictures")
     manifest: str | None = Field(None, description="where its manifest lies once it has ended")
     manifest_url: str = Field(description="its manifest as it stands now", examples=["/v1/batches/…/manifest.jsonl"])

@@ -52,7 +52,7 @@ BODY: dict[str, Any] = {
                     "required": ["file"],
                     "properties": {
                         **_ASKED,
-                        "file": {"type": "string", "format": "binary", "description": ".csv, .jsonl, .parquet or .zip"},
+                        "file": {"type": "string", "format": "binary", "description": ".csv .tsv .jsonl .parquet .zip"},
                         "options": {"type": "string", "description": "a JSON object"},
                         "metadata": {"type": "string", "description": "a JSON object"},
                     },

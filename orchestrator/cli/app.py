@@ -5,6 +5,7 @@ Owns the grammar and how errors become exit statuses. Refuses work: each command
 
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,15 +116,16 @@ def run(
 ) -> None:
     """Edit a catalogue's images and wait for the end; called again after an interruption, go on with the same batch.
 
-    Exit status: 0 every job succeeded, 3 the batch ended or stands otherwise, 2 bad call or catalogue, 130 Ctrl-C.
+    Exit status: 0 every job succeeded, 3 the batch ended or stands otherwise, 2 bad call or catalogue, 1 something that
+    is needed does not work, 130 Ctrl-C.
     """
     from orchestrator.cli.request import read_call
     from orchestrator.cli.run import check_rows, run_catalogue
 
     named = {"preset": preset, "prompt": prompt, "max_error_rate": max_error_rate, "deadline": deadline}
     call = read_call(catalogue, named, settings or [], out, priority)
-    if dry_run:
-        raise typer.Exit(check_rows(at, call, as_json=json))
+    if dry_run:  # pictures are fetched to `out` by this command, no server is asked about it
+        raise typer.Exit(check_rows(at, call if at.here else replace(call, out=None), as_json=json))
     if at.here:
         raise typer.Exit(run_catalogue(call, as_json=json, sheet=sheet))
     from orchestrator.cli.run_at import run_at

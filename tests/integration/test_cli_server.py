@@ -168,6 +168,8 @@ def test_a_batch_goes_its_way_from_elsewhere(site: Site, place: Path) -> None:
     (place / "c.csv").write_text("image,custom_id\nred.jpg,d0\nblue.jpg,d1\ngreen.jpg,d2\n,bad\n")
     dry = there(site, "submit", "c.csv", "--preset", "flat-lay", "--dry-run", scope=Scope.SUBMIT)
     assert dry.exit_code == 3 and "4 rows: 3 good, 1 bad, 1 recipe; no batch was made" in dry.stdout
+    fetched = there(site, "run", "c.csv", "--preset", "flat-lay", "--out", "out", "--dry-run", scope=Scope.SUBMIT)
+    assert fetched.exit_code == 3 and fetched.stdout == dry.stdout and not (place / "out").exists()
     sent = there(site, "submit", "c.csv", "--preset", "flat-lay", "--set", "steps=3", scope=Scope.SUBMIT)
     assert sent.exit_code == 0 and "4 rows stored, 1 bad" in sent.stdout
     batch_id = sent.stdout.split()[-1]
