@@ -10,6 +10,7 @@ from orchestrator.redaction import redact_cell
 from orchestrator.state.transitions import ACTIVE, JobState
 
 STAGES = ("encode", "sample", "decode")
+VERSION_CHARACTERS = 12
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,18 @@ class JobCard:
     no_source: str
     no_result: str
     host: str
+    source_version: str
+    result_version: str
 
     @property
     def mark(self) -> str:
         """Its id and how its frame looks on a sheet, so that a page can tell what it shows already."""
         return f"{self.id}:{self.state_text}:{self.decision or ''}"
+
+    def thumbnail(self, kind: str, width_px: int) -> str:
+        """The address of its source's or its result's thumbnail; another content has another one."""
+        version = self.source_version if kind == "source" else self.result_version
+        return f"/jobs/{self.id}/{kind}.webp?w={width_px}" + (f"&v={version}" if version else "")
 
     @property
     def moving(self) -> bool:
@@ -70,7 +78,13 @@ def job_card(job: RowMapping) -> JobCard:
         good=job["recipe_id"] is not None, has_source=bool(image) and not unread and not unreadable,
         has_result=job["result"] is not None, no_source=_no_source(image, job["code"] if unreadable else None),
         no_result=_absent(state), host=_host(image),
+        source_version=version_of(job["image_sha256"]), result_version=version_of(job["sha256"]),
     )  # fmt: skip
+
+
+def version_of(sha256: str | None) -> str:
+    """What tells a content from others in a picture's address, so that a browser keeps each by itself; "": unknown."""
+    return (sha256 or "")[:VERSION_CHARACTERS]
 
 
 def on_the_web(image: str) -> bool:

@@ -13,7 +13,7 @@ from kontext_model.canvas import Canvas
 from orchestrator.api.access import Reader
 from orchestrator.api.problems import Problem
 from orchestrator.dashboard.finding import JobId, batch_of, find_job
-from orchestrator.dashboard.job_card import on_the_web
+from orchestrator.dashboard.job_card import on_the_web, version_of
 from orchestrator.dashboard.page import page_router, render
 from orchestrator.dashboard.services import Kept, Services
 from orchestrator.dashboard.thumbnails import WIDTHS_PX, NoThumbnail
@@ -29,10 +29,11 @@ ABSENT = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 96 96"><g fill="none" stroke="#8d8c86" stroke-width="3">'
     '<rect x="26" y="30" width="44" height="36" rx="4"/><path d="M22 72 74 24"/></g></svg>'
 )
-# A result never changes; of a source only its content's name does, once a worker has read it.
+# For an address that names the content: a job's number alone may be another's, once the database was made anew.
 KEEP = "private, max-age=86400"
 ASK_AGAIN = "private, no-cache"
 Width = Annotated[int, Query(alias="w", ge=1, le=WIDTHS_PX[-1])]
+Version = Annotated[str, Query(alias="v", max_length=64, description="the beginning of the content's SHA-256")]
 
 
 @dataclass(frozen=True)
@@ -40,24 +41,30 @@ class Previews:
     """The previews of a job: where each lies in the strip, as SVG's `viewBox` says it; none were recorded: empty."""
 
     job_id: int
+    version: str = ""
     width: int = 0
     height: int = 0
     boxes: tuple[str, ...] = ()
 
 
 @router.get("/jobs/{job_id}/result.webp")
-def show_result(_: Reader, request: Request, kept: Services, job_id: JobId, width_px: Width = WIDTHS_PX[0]) -> Response:
+def show_result(
+    _: Reader, request: Request, kept: Services, job_id: JobId, width_px: Width = WIDTHS_PX[0], version: Version = ""
+) -> Response:
     """The thumbnail of a job's result, at the next of the widths there are."""
     job = find_job(kept, job_id)
     if job["result"] is None:
         raise Problem(404, "no_picture", f"job {job_id} has no result")
     width_px = _round_up(width_px)
     tag = kept.thumbnails.tag(job["sha256"], width_px)
-    return _answer(request, tag, KEEP, lambda: kept.thumbnails.stored(job["result"], job["sha256"], width_px))
+    caching = _caching(version, job["sha256"])
+    return _answer(request, tag, caching, lambda: kept.thumbnails.stored(job["result"], job["sha256"], width_px))
 
 
 @router.get("/jobs/{job_id}/source.webp")
-def show_source(_: Reader, request: Request, kept: Services, job_id: JobId, width_px: Width = WIDTHS_PX[0]) -> Response:
+def show_source(
+    _: Reader, request: Request, kept: Services, job_id: JobId, width_px: Width = WIDTHS_PX[0], version: Version = ""
+) -> Response:
     """The thumbnail of a job's source, at the next of the widths there are; of one on the web, what a worker kept."""
     job = find_job(kept, job_id)
     if job["image"] is None:
@@ -65,7 +72,7 @@ def show_source(_: Reader, request: Request, kept: Services, job_id: JobId, widt
     batch = batch_of(kept, job)
     width_px = _round_up(width_px)
     content = job["image_sha256"] or f"{batch.image_root}\n{job['image']}"
-    tag, caching = kept.thumbnails.tag(content, width_px), KEEP if job["image_sha256"] else ASK_AGAIN
+    tag, caching = kept.thumbnails.tag(content, width_px), _caching(version, job["image_sha256"])
 
     def make() -> bytes:
         if on_the_web(job["image"]):
@@ -76,26 +83,27 @@ def show_source(_: Reader, request: Request, kept: Services, job_id: JobId, widt
 
 
 @router.get("/jobs/{job_id}/result.png")
-def download_result(_: Reader, kept: Services, job_id: JobId) -> Response:
+def download_result(_: Reader, kept: Services, job_id: JobId, version: Version = "") -> Response:
     """The result as it was stored, under its own name."""
     job = find_job(kept, job_id)
     if job["result"] is None:
         raise Problem(404, "no_picture", f"job {job_id} has no result")
     store, key = open_object(job["result"], kept.opened.settings)
     name = key.rpartition("/")[2].encode("ascii", "replace").decode().replace('"', "_")
-    headers = {"content-disposition": f'attachment; filename="{name}"', "cache-control": KEEP}
+    caching = _caching(version, job["sha256"])
+    headers = {"content-disposition": f'attachment; filename="{name}"', "cache-control": caching}
     return Response(store.get(key), media_type=PNG, headers=headers)
 
 
 @router.get("/jobs/{job_id}/previews.webp")
-def show_previews(_: Reader, request: Request, kept: Services, job_id: JobId) -> Response:
+def show_previews(_: Reader, request: Request, kept: Services, job_id: JobId, version: Version = "") -> Response:
     """How a result came to be, as one strip. Raises Problem 404 where that was not recorded."""
     job = find_job(kept, job_id)
     uri = _previews_uri(kept, job)
     if uri is None:
         raise Problem(404, "no_previews", f"job {job_id} has no result of its own, and hence no previews")
     tag = kept.thumbnails.tag(uri, STRIP_PX)  # written once: its place names its content
-    return _answer(request, tag, KEEP, lambda: kept.thumbnails.stored(uri, uri, STRIP_PX))
+    return _answer(request, tag, _caching(version, job["sha256"]), lambda: kept.thumbnails.stored(uri, uri, STRIP_PX))
 
 
 @router.get("/jobs/{job_id}/previews")
@@ -140,7 +148,12 @@ def _cut(kept: Kept, job: RowMapping, uri: str) -> Previews:
     count = max(1, round(strip.width * canvas.height_px / (strip.height * canvas.width_px)))
     width = strip.width / count
     boxes = tuple(f"{number * width:g} 0 {width:g} {strip.height}" for number in range(count))
-    return Previews(job["id"], strip.width, strip.height, boxes)
+    return Previews(job["id"], version_of(job["sha256"]), strip.width, strip.height, boxes)
+
+
+def _caching(version: str, sha256: str | None) -> str:
+    """How long a browser may keep a picture: a day, where its address names the content that it has."""
+    return KEEP if version and version == version_of(sha256) else ASK_AGAIN
 
 
 def _round_up(width_px: int) -> int:

@@ -6,7 +6,7 @@ database that is newer than this version of the program.
 
 from pathlib import Path
 
-from sqlalchemy import Engine, column, inspect, select, table
+from sqlalchemy import Connection, Engine, column, inspect, select, table
 
 from orchestrator.state.database import reading
 
@@ -37,10 +37,26 @@ def upgrade(engine: Engine) -> str:
 
     config = Config()
     config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    with engine.connect() as connection:
+        _sort_in_files(connection, on=True)
+        try:
+            with connection.begin():
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        finally:
+            _sort_in_files(connection, on=False)
     return newest
+
+
+def _sort_in_files(connection: Connection, *, on: bool) -> None:
+    """Have SQLite sort in files what it puts into an index: of a large table it would fill the memory.
+
+    Told to the driver, since no transaction may be open.
+    """
+    if connection.dialect.name == "sqlite":
+        driver = connection.connection.dbapi_connection
+        assert driver is not None
+        driver.cursor().execute(f"PRAGMA temp_store = {'FILE' if on else 'MEMORY'}").close()
 
 
 def current(engine: Engine) -> str | None:

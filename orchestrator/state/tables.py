@@ -32,7 +32,8 @@ metadata = MetaData(
     }
 )
 
-# SQLite numbers rows only in an INTEGER primary key.
+# SQLite numbers rows only in an INTEGER primary key, and gives the numbers of rows that were deleted last once more
+# where the table does not say `sqlite_autoincrement`. Addresses, the audit log and workers name jobs by number alone.
 RowNumber = BigInteger().with_variant(Integer, "sqlite")
 
 PENDING_DELIVERY = text("state = 'pending'")
@@ -75,6 +76,7 @@ batches = Table(
         postgresql_where=text("ended_at IS NULL"),
     ),
     Column("metadata", Text, comment="JSON object of texts: the caller's own"),
+    Column("ingested_at", Double, comment="when rows of its catalogue were last stored, or somebody began to"),
     Column("ended_counts", Text, comment="JSON: jobs by state, of an ended batch"),
     Index("batches_request_idx", "request"),
     Index(
@@ -171,6 +173,7 @@ jobs = Table(
         postgresql_where=text("decision IS NOT NULL"),
     ),
     postgresql_with={"fillfactor": "70"},
+    sqlite_autoincrement=True,
 )
 # Counts, and the dispatcher's next rows in its own order: without it, each tick would sort the whole backlog.
 Index("jobs_batch_state_idx", jobs.c.batch_id, jobs.c.state, jobs.c.priority.desc(), jobs.c.id)
@@ -204,6 +207,7 @@ attempts = Table(
     Column("message", Text),
     Column("ended_at", Double, nullable=False),
     Column("began_at", Double, comment="when the stage began that it ended in"),
+    sqlite_autoincrement=True,
 )
 
 sources = Table(
@@ -270,6 +274,7 @@ audit = Table(
     Column("target", Text, nullable=False, comment="the id of what was changed"),
     Column("detail", Text, nullable=False, comment="JSON object: what was asked, without secrets"),
     Index("audit_target_idx", "target", "id"),
+    sqlite_autoincrement=True,
 )
 
 schedules = Table(
@@ -318,6 +323,7 @@ schedule_runs = Table(
     Index("schedule_runs_fire_at_key", "schedule", "fire_at", unique=True),
     Index("schedule_runs_batch_id_idx", "batch_id"),
     Index("schedule_runs_open_idx", "state", sqlite_where=OPEN_RUN, postgresql_where=OPEN_RUN),
+    sqlite_autoincrement=True,
 )
 
 webhooks = Table(
@@ -343,6 +349,7 @@ deliveries = Table(
     Column("body", Text, nullable=False, comment="JSON, sent and signed as it stands"),
     Column("state", Text, nullable=False),
     Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("tries", Integer, nullable=False, server_default="0", comment="of its day: what the back-off grows by"),
     Column("created_at", Double, nullable=False),
     Column("since", Double, nullable=False, comment="its day began: when it was made, or replayed"),
     Column("next_at", Double, nullable=False, comment="not before; while it is being sent, the end of its lease"),
@@ -368,6 +375,7 @@ deliveries = Table(
         sqlite_where=OF_BATCH,
         postgresql_where=OF_BATCH,
     ),
+    sqlite_autoincrement=True,
 )
 
 delivery_attempts = Table(
@@ -381,6 +389,7 @@ delivery_attempts = Table(
     Column("latency_s", Float, nullable=False),
     Column("error", Text),
     Column("answer", Text, comment="the beginning of the answer's body, without secrets"),
+    sqlite_autoincrement=True,
 )
 
 idempotency = Table(
@@ -391,6 +400,7 @@ idempotency = Table(
     Column("sha256", Text, nullable=False, comment="of the request"),
     Column("batch_id", Text, nullable=False, comment="the batch that the request makes, or has made"),
     Column("created_at", Double, nullable=False),
+    Index("idempotency_batch_id_idx", "batch_id"),
 )
 
 

@@ -237,6 +237,8 @@ def test_a_job_shows_how_its_picture_came_to_be(client: TestClient, batch: Seede
     Image.new("RGB", (80 * 3, 60), "olive").save(strip)
     text = client.get("/jobs/1/previews").text
     assert re.findall(r'viewBox="([^"]*)"', text) == ["0 0 80 60", "80 0 80 60", "160 0 80 60"]
+    (address,) = set(re.findall(r'image href="([^"]*)"', text))
+    assert client.get(address).headers["cache-control"] == "private, max-age=86400"
     answer = client.get("/jobs/1/previews.webp")
     assert Image.open(io.BytesIO(answer.content)).size == (240, 60)
     assert client.get("/jobs/1/previews.webp", headers={"if-none-match": answer.headers["etag"]}).status_code == 304
@@ -299,6 +301,21 @@ def test_thumbnails_are_small_kept_and_asked_for_once(client: TestClient, batch:
         assert (again.status_code, again.content) == (304, b"")
     assert client.get("/jobs/2/source.webp").headers["content-type"] == "image/svg+xml", "its file is not there"
     assert client.get("/jobs/4/result.webp").status_code == 404, "it is not made yet"
+
+
+def test_a_picture_is_kept_only_under_an_address_that_names_its_content(client: TestClient, batch: Seeder) -> None:
+    batch.do(lambda connection: connection.execute(update(jobs).where(jobs.c.id == 1).values(image_sha256="7" * 64)))
+    named = {f"/jobs/1/source.webp?w=1280&v={'7' * 12}", f"/jobs/1/result.webp?w=1280&v={'5' * 12}"}
+    page = html.unescape(client.get("/jobs/1").text)
+    assert named | {f"/jobs/1/result.png?v={'5' * 12}"} <= set(re.findall(r'(?:src|href)="([^"]+)"', page))
+    for url in (*named, f"/jobs/1/result.png?v={'5' * 12}"):
+        assert client.get(url).headers["cache-control"] == "private, max-age=86400"
+        other = client.get(f"{url[:-12]}{'0' * 12}")
+        assert (other.status_code, other.headers["cache-control"]) == (200, "private, no-cache"), "another job's, kept"
+    for path in ("source.webp", "result.webp", "result.png"):
+        assert client.get(f"/jobs/1/{path}").headers["cache-control"] == "private, no-cache"
+    sheet = html.unescape(client.get("/batches/b/sheet").text)
+    assert re.search(rf"/jobs/1/result\.webp\?w=\d+&v={'5' * 12}\b", sheet)
 
 
 def test_a_key_is_made_shown_once_and_revoked(client: TestClient, batch: Seeder) -> None:
