@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from kontext_model.lora_file import LoraError, LoraPin
 from orchestrator.access.audit import Note, unnoted
@@ -26,6 +26,10 @@ from orchestrator.storage.loras import pin_lora
 KNOWN = frozenset({*OPTIONS, "seed", *PER_BATCH})
 METADATA_MOST, METADATA_KEY_CHARACTERS, METADATA_VALUE_CHARACTERS = 16, 64, 512
 RECENT_JOBS = 500
+
+
+class _KeyForgotten(Exception):
+    """The batch that a key stood for was deleted meanwhile, and the key with it."""
 
 
 class KeyReused(BatchError):
@@ -122,23 +126,34 @@ def submit(
 ) -> Batch:
     """Store a batch with all its rows; it is noted as it is made, and once more with its rows.
 
-    `key` is (caller, idempotency key, digest of the request): the same three give the same batch, which goes on being
-    stored where an earlier call was cut off, or fails where what it was to be made of has changed since. Raises
-    KeyReused, BatchError, CatalogueError.
+    `key` is (caller, idempotency key, digest of the request): the same three give the same batch, until it is deleted;
+    it goes on being stored where an earlier call was cut off, or fails where what it was to be made of has changed
+    since. Raises KeyReused, BatchError, CatalogueError.
     """
-    batch_id = new_batch_id()
+    while True:
+        try:
+            return _submit(engine, catalogue, request, metadata, key, note)
+        except _KeyForgotten:
+            continue
+
+
+def _submit(
+    engine: Engine,
+    catalogue: Catalogue,
+    request: Request,
+    metadata: Mapping[str, str],
+    key: tuple[str, str, str] | None,
+    note: Note,
+) -> Batch:
+    batch_id, making = new_batch_id(), note
     if key is not None:
-        caller, name, sha256 = key
-        with engine.begin() as connection:
-            kept = queries.keep_idempotency(connection, caller=caller, key=name, sha256=sha256, batch_id=batch_id)
-        if kept.sha256 != sha256:
-            raise KeyReused(f"Idempotency-Key {name!r} was used for another request, batch {kept.batch_id}")
-        batch_id = kept.batch_id
+        batch_id = _keep(engine, key, batch_id)
+        making = _while_kept(key, batch_id, note)
     with reading(engine).connect() as connection:
         batch = queries.read_batch(connection, batch_id)
     resumed = batch is not None
     if batch is None:
-        batch = create_batch(engine, catalogue, request, batch_id, metadata, note=note)
+        batch = create_batch(engine, catalogue, request, batch_id, metadata, note=making)
     else:
         note = unnoted  # by the call that made it
     if batch.status == BatchStatus.INGESTING:
@@ -146,6 +161,27 @@ def submit(
             _refuse_changed(engine, batch, catalogue, request)
         batch = ingest(engine, batch, catalogue, request, note=note)
     return batch
+
+
+def _keep(engine: Engine, key: tuple[str, str, str], batch_id: str) -> str:
+    """The id of the batch that a key stands for: this one, unless it was given before. Raises KeyReused."""
+    caller, name, sha256 = key
+    with engine.begin() as connection:
+        kept = queries.keep_idempotency(connection, caller=caller, key=name, sha256=sha256, batch_id=batch_id)
+    if kept.sha256 != sha256:
+        raise KeyReused(f"Idempotency-Key {name!r} was used for another request, batch {kept.batch_id}")
+    return kept.batch_id
+
+
+def _while_kept(key: tuple[str, str, str], batch_id: str, note: Note) -> Note:
+    """A note of a batch that is made only while its key stands for it: else it would lie over a deleted one's."""
+
+    def noted(connection: Connection, target: str, *, jobs: int | None = None, **detail: Any) -> None:
+        if not queries.key_stands_for(connection, caller=key[0], key=key[1], batch_id=batch_id):
+            raise _KeyForgotten
+        note(connection, target, jobs=jobs, **detail)
+
+    return noted
 
 
 def estimate(engine: Engine, settings: Settings, revision: str, jobs: int) -> Estimate:

@@ -26,6 +26,8 @@ def upgrade() -> None:
         ),
     )
     op.execute("UPDATE deliveries SET tries = attempts WHERE state = 'pending'")
+    # Keys of deleted batches: they would give the old ids once more, over the old pictures.
+    op.execute("DELETE FROM idempotency WHERE batch_id NOT IN (SELECT id FROM batches)")
     op.create_index("idempotency_batch_id_idx", "idempotency", ["batch_id"])
     if op.get_bind().dialect.name == "sqlite":
         _rebuild(_number_once)

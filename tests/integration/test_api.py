@@ -17,6 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Engine, delete, update
 from starlette.types import Message
 
+from orchestrator import control, submission
 from orchestrator.access.keys import create_key
 from orchestrator.access.scopes import Scope
 from orchestrator.api import live
@@ -38,6 +39,13 @@ ITEMS = [{"custom_id": f"dress-{n}", "image": f"s3://shop/{n}.jpg", "season": "S
 def api(engine: Engine, tmp_path: Path) -> Iterator[Api]:
     with open_api(engine, tmp_path) as api:
         yield api
+
+
+def forget(seed: Seeder, batch_id: str) -> None:
+    """End a batch as if its jobs had ended, and delete it."""
+    ended = update(batches).where(batches.c.id == batch_id).values(status=BatchStatus.COMPLETED, ended_at=1.0)
+    seed.do(lambda connection: connection.execute(ended))
+    control.delete(seed.engine, batch_id)
 
 
 def finish(seed: Seeder, batch_id: str, results: Path) -> None:
@@ -194,6 +202,34 @@ class TestSubmitting:
         told = api.post("/v1/batches", 202, json=body, headers=headers)
         assert (told["id"], told["status"]) == (batch_id, "running")
         assert [row["line"] for row in seed.rows(batch_id)] == [1, 2, 3]
+
+    def test_a_key_of_a_deleted_batch_gives_a_new_one(self, api: Api, seed: Seeder) -> None:
+        body, headers = {"preset": "flat-lay", "items": ITEMS}, {"idempotency-key": "night-4"}
+        first = api.post("/v1/batches", 202, json=body, headers=headers)
+        forget(seed, first["id"])
+        second = api.post("/v1/batches", 202, json=body, headers=headers)
+        assert second["id"] != first["id"] and second["results"] != first["results"]
+        assert api.post("/v1/batches", 202, json=body, headers=headers)["id"] == second["id"]
+        forget(seed, second["id"])
+        api.post("/v1/batches", 202, json={**body, "priority": 1}, headers=headers)
+
+    def test_a_batch_that_is_deleted_while_its_request_comes_again_stays_deleted(
+        self, api: Api, seed: Seeder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        body, headers = {"preset": "flat-lay", "items": ITEMS}, {"idempotency-key": "night-5"}
+        first = api.post("/v1/batches", 202, json=body, headers=headers)["id"]
+        keep = submission._keep
+
+        def late(*given: Any) -> str:
+            kept = keep(*given)
+            if kept == first:
+                forget(seed, first)
+            return kept
+
+        monkeypatch.setattr(submission, "_keep", late)
+        second = api.post("/v1/batches", 202, json=body, headers=headers)
+        assert second["id"] != first and second["request_counts"]["total"] == 3
+        assert [batch["id"] for batch in api.get("/v1/batches")["data"]] == [second["id"]]
 
     @pytest.mark.parametrize("line", [0, 2])
     def test_a_call_that_was_cut_off_goes_on_with_nothing_that_changed(

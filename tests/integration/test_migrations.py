@@ -119,6 +119,8 @@ ROWS = (
     "INSERT INTO webhooks (id, url, events, secret, created_at) VALUES ('w', 'https://h.example', '[]', 's', 1)",
     "INSERT INTO deliveries (id, webhook_id, message_id, event, body, state, attempts, created_at, since, next_at)"
     " VALUES (5, 'w', 'm', 'job.failed', '{}', 'pending', 3, 1, 1, 1)",
+    "INSERT INTO idempotency (caller, key, sha256, batch_id, created_at) VALUES ('k', 'kept', 's', 'b', 1)",
+    "INSERT INTO idempotency (caller, key, sha256, batch_id, created_at) VALUES ('k', 'of a deleted one', 's', 'x', 1)",
     "INSERT INTO delivery_attempts (id, delivery_id, attempt, at, latency_s) VALUES (6, 5, 3, 1, 0.5)",
 )
 
@@ -155,6 +157,7 @@ def test_numbering_anew_keeps_rows_indexes_and_what_they_refer_to(empty_url: str
         assert read_all(engine) == before[0]
         with engine.begin() as connection:
             assert connection.execute(text("SELECT tries FROM deliveries")).scalar_one() == 3
+            assert connection.execute(text("SELECT key FROM idempotency")).scalars().all() == ["kept"]
         migrate(engine, alembic_downgrade, "0009")
         assert (read_all(engine), definitions(engine)) == before
     upgrade(engine)

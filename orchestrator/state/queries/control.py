@@ -15,6 +15,7 @@ from orchestrator.state.database import now, reading
 from orchestrator.state.queries.batches import PAGE_ROWS, BatchCounts
 from orchestrator.state.queries.jobs import AGING_S, unfinished
 from orchestrator.state.queries.outbox import tell_of_batch, tell_of_failed_jobs
+from orchestrator.state.queries.requests import forget_keys
 from orchestrator.state.queries.runs import reopen_runs
 from orchestrator.state.tables import attempts, batches, in_state, jobs
 from orchestrator.state.transitions import BatchStatus, Event, JobState, Stage
@@ -296,10 +297,16 @@ def delete_jobs(connection: Connection, batch_id: str, limit: int) -> int:
 
 
 def delete_batch(connection: Connection, batch_id: str) -> bool:
-    """Forget an ended batch that has no jobs left. False when it is open again."""
+    """Forget an ended batch that has no jobs left, and the keys of its request. False when it is open again.
+
+    A batch that is made of the same request later gets an id of its own: under the old one lie this one's pictures.
+    """
     statement = delete(batches).where(
         batches.c.id == batch_id,
         batches.c.ended_at.is_not(None),
         ~select(jobs.c.id).where(jobs.c.batch_id == batch_id).exists(),
     )
-    return connection.execute(statement).rowcount == 1
+    deleted = connection.execute(statement).rowcount == 1
+    if deleted:
+        forget_keys(connection, batch_id)
+    return deleted

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, delete, select
 
 from orchestrator.state.database import insert_new, now
 from orchestrator.state.tables import idempotency, recipes
@@ -50,3 +50,14 @@ def keep_idempotency(connection: Connection, *, caller: str, key: str, sha256: s
         )
     ).one()
     return Idempotency(*row)
+
+
+def key_stands_for(connection: Connection, *, caller: str, key: str, batch_id: str) -> bool:
+    """Whether a caller's key still stands for this batch: it was not forgotten meanwhile."""
+    statement = select(idempotency.c.batch_id).where(idempotency.c.caller == caller, idempotency.c.key == key)
+    return connection.execute(statement).scalar_one_or_none() == batch_id
+
+
+def forget_keys(connection: Connection, batch_id: str) -> None:
+    """Let the keys that stand for a batch stand for nothing: the same request then makes another batch."""
+    connection.execute(delete(idempotency).where(idempotency.c.batch_id == batch_id))
