@@ -145,9 +145,13 @@ def read_batch(engine: Engine, batch_id: str) -> Batch:
 
 
 def find_unfinished(engine: Engine, catalogue: Catalogue, request: Request) -> Batch | None:
-    """The unfinished batch of the very same request, which an interrupted call left."""
-    with reading(engine).connect() as connection:
-        return queries.find_open_request(connection, request_digest(catalogue, request))
+    """The unfinished batch of the very same request, which an interrupted call left; it counts as gone on with."""
+    digest = request_digest(catalogue, request)
+    with engine.begin() as connection:
+        while (found := queries.find_open_request(connection, digest)) is not None:
+            if found.status != BatchStatus.INGESTING or queries.resume_ingest(connection, found.id):
+                break
+    return found
 
 
 def request_digest(catalogue: Catalogue, request: Request) -> str:

@@ -22,6 +22,9 @@ from orchestrator.state.transitions import BatchStatus, JobState
 CHUNK_ROWS = 1_000
 BUDGET_S = 1.0
 BREAKER_LEAST_JOBS = 20
+# An interrupted `run` or `submit` is resumed the next morning, too, and so is a request by its key.
+ABANDONED_S = 86_400.0
+ABANDONED = "whoever stored its rows died before the last one, and nobody went on for a day; submit it again"
 _STANDS = {
     BatchStatus.INGESTING: "is still being read",
     BatchStatus.RUNNING: "is running",
@@ -219,6 +222,21 @@ def cancel_unread(engine: Engine, budget_s: float) -> int:
     with reading(engine).connect() as connection:
         unread = queries.failed_unfinished(connection)
     return sum(_move_in_chunks(engine, queries.cancel_jobs, batch_id, budget_s) for batch_id in unread)
+
+
+def fail_abandoned(engine: Engine) -> list[str]:
+    """Fail batches whose rows nobody goes on storing, and give their ids: whoever did died, and did not come back.
+
+    A request that does come back later makes a new batch.
+    """
+    with reading(engine).connect() as connection:
+        found = queries.find_abandoned(connection, ABANDONED_S)
+    failed = []
+    for batch_id in found:
+        with engine.begin() as connection:
+            if queries.fail_abandoned(connection, batch_id, ABANDONED_S, ABANDONED):
+                failed.append(batch_id)
+    return failed
 
 
 def is_overdue(batch: Batch, now_s: float) -> bool:

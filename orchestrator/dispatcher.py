@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.closing import Closer
-from orchestrator.control import break_off, cancel_unread, enforce
+from orchestrator.control import break_off, cancel_unread, enforce, fail_abandoned
 from orchestrator.deliverer import Deliverer
 from orchestrator.rescuer import Rescuer
 from orchestrator.scheduler import Scheduler
@@ -92,6 +92,8 @@ class Dispatcher:
         if time.monotonic() < self._next_unread_s:
             return
         self._next_unread_s = time.monotonic() + UNREAD_INTERVAL_S
+        for batch_id in fail_abandoned(self._engine):
+            log.warning("batch failed, nobody stores its rows", batch=batch_id)
         cancelled = cancel_unread(self._engine, ENFORCE_S)
         if cancelled:
             log.info("jobs of unreadable catalogues cancelled", jobs=cancelled)

@@ -168,6 +168,8 @@ def _keep(engine: Engine, key: tuple[str, str, str], batch_id: str) -> str:
     caller, name, sha256 = key
     with engine.begin() as connection:
         kept = queries.keep_idempotency(connection, caller=caller, key=name, sha256=sha256, batch_id=batch_id)
+        if kept.sha256 == sha256:
+            queries.resume_ingest(connection, kept.batch_id)
     if kept.sha256 != sha256:
         raise KeyReused(f"Idempotency-Key {name!r} was used for another request, batch {kept.batch_id}")
     return kept.batch_id

@@ -11,8 +11,8 @@ import redis
 from sqlalchemy import update
 
 from orchestrator import batches as batches_room
-from orchestrator import closing, control, submission
-from orchestrator.batches import create_batch, ingest
+from orchestrator import closing, control, schedules, submission
+from orchestrator.batches import create_batch, find_unfinished, ingest
 from orchestrator.catalogs import CatalogueError, Row, open_catalogue
 from orchestrator.control import ControlError
 from orchestrator.dispatcher import Dispatcher
@@ -459,3 +459,74 @@ def test_cancelling_does_not_wait_for_a_locked_row(seed: Seeder) -> None:
         worker.execute(update(jobs).where(jobs.c.id == job.id).values(message="x"))
         assert control.cancel(seed.engine, "b").jobs == 2
     assert control.cancel(seed.engine, "b").jobs == 1
+
+
+class TestAbandoned:
+    """Whoever stores a batch's rows died in the middle, or so it seems."""
+
+    @pytest.fixture
+    def night(self, seed: Seeder, tmp_path: Path) -> Night:
+        return Night(seed.engine, tmp_path)
+
+    def leave(self, seed: Seeder, night: Night, batch_id: str, hours: float) -> tuple[Any, Any]:
+        """Store one of two rows, and then no more for so long; gives catalogue and request."""
+        catalogue = open_catalogue(night.write("a", "b"), night.settings)
+        request = submission.make_request(night.settings, {"prompt": "x"})
+        batch = create_batch(seed.engine, catalogue, request, batch_id)
+        age(seed, batch_id, hours=1000)  # storing a row is what counts
+
+        def die(rows: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setitem(batches_room.CHUNK_ROWS, seed.engine.dialect.name, 1)
+            ingest(seed.engine, batch, catalogue, request, die)
+        age(seed, batch_id, hours)
+        return catalogue, request
+
+    def test_after_a_day_it_fails_says_so_and_its_rows_end(self, seed: Seeder, night: Night) -> None:
+        for batch_id, hours in (("old", 25), ("young", 23)):
+            self.leave(seed, night, batch_id, hours)
+        with seed.engine.begin() as connection:
+            queries.keep_idempotency(connection, caller="key:k", key="night", sha256="s", batch_id="old")
+        Dispatcher(seed.engine, night.settings, lambda bells: None).tick()
+        old, young = seed.do(queries.read_batch, "old"), seed.do(queries.read_batch, "young")
+        assert (old.status, old.ended_at is None) == (S.FAILED, False)
+        assert "submit it again" in old.reason
+        assert [row["state"] for row in seed.rows("old")] == ["cancelled"]
+        assert (young.status, [row["state"] for row in seed.rows("young")]) == (S.INGESTING, ["pending"])
+        with seed.engine.begin() as connection:
+            given = {"caller": "key:k", "key": "night", "sha256": "s"}
+            assert queries.keep_idempotency(connection, **given, batch_id="new").batch_id == "new", "with the same key"
+
+    def test_who_comes_back_goes_on_with_it(self, seed: Seeder, night: Night) -> None:
+        catalogue, request = self.leave(seed, night, "b", 25)
+        found = find_unfinished(seed.engine, catalogue, request)
+        assert found is not None and control.fail_abandoned(seed.engine) == []
+        assert ingest(seed.engine, found, catalogue, request).total == 2
+        age(seed, "b", hours=25)
+        assert control.fail_abandoned(seed.engine) == [], "it is stored"
+
+    def test_who_comes_back_with_its_key_goes_on_with_it(self, seed: Seeder, night: Night) -> None:
+        self.leave(seed, night, "b", 25)
+        given = {"caller": "key:k", "key": "night", "sha256": "s"}
+        with seed.engine.begin() as connection:
+            queries.keep_idempotency(connection, **given, batch_id="b")
+        assert submission._keep(seed.engine, ("key:k", "night", "s"), "new") == "b"
+        assert control.fail_abandoned(seed.engine) == []
+
+    def test_a_run_goes_on_with_it_unless_its_schedule_was_removed(self, seed: Seeder, night: Night) -> None:
+        night.write("a")
+        night.plan()
+        self.leave(seed, night, "b", 25)
+        with seed.engine.begin() as connection:
+            queries.add_run(connection, "nightly", 1.0, "b")
+        assert control.fail_abandoned(seed.engine) == []
+        schedules.remove(seed.engine, "nightly")
+        assert control.fail_abandoned(seed.engine) == ["b"]
+
+
+def age(seed: Seeder, batch_id: str, hours: float) -> None:
+    """As if the last row of a batch had been stored so long ago."""
+    old = update(batches).where(batches.c.id == batch_id)
+    seed.do(lambda connection: connection.execute(old.values(ingested_at=now() - hours * 3600)))

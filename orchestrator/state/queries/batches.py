@@ -80,7 +80,8 @@ class Batch:
 
 def create_batch(connection: Connection, batch: Mapping[str, Any]) -> bool:
     """Store a new batch as `ingesting`; `columns` and `options` are given as JSON. False when its id is taken."""
-    statement = insert_new(connection, batches).values(status=BatchStatus.INGESTING, created_at=now(), **batch)
+    times = {"created_at": now(), "ingested_at": now()}
+    statement = insert_new(connection, batches).values(status=BatchStatus.INGESTING, **times, **batch)
     return connection.execute(statement.returning(batches.c.id)).first() is not None
 
 
@@ -151,6 +152,17 @@ def find_open_request(connection: Connection, request: str) -> Batch | None:
     return None if row is None else as_batch(row)
 
 
+def resume_ingest(connection: Connection, batch_id: str) -> bool:
+    """Note that somebody goes on storing the rows of a batch, so that it is not abandoned. False when it is not open
+    for that any more."""
+    statement = (
+        update(batches)
+        .where(batches.c.id == batch_id, batches.c.status == BatchStatus.INGESTING)
+        .values(ingested_at=now())
+    )
+    return connection.execute(statement).rowcount == 1
+
+
 def note_ingested(
     connection: Connection, batch_id: str, *, after: int, line: int, rows: int, handoff_bytes: int = 0
 ) -> bool:
@@ -167,6 +179,7 @@ def note_ingested(
         )
         .values(
             ingested_line=line,
+            ingested_at=now(),
             total=batches.c.total + rows,
             handoff_bytes=case((batches.c.handoff_bytes < handoff_bytes, handoff_bytes), else_=batches.c.handoff_bytes),
         )

@@ -9,15 +9,30 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, case, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    Engine,
+    and_,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from orchestrator.state.database import now, reading
-from orchestrator.state.queries.batches import PAGE_ROWS, BatchCounts
+from orchestrator.state.queries.batches import PAGE_ROWS, BatchCounts, move_batch
 from orchestrator.state.queries.jobs import AGING_S, unfinished
 from orchestrator.state.queries.outbox import tell_of_batch, tell_of_failed_jobs
 from orchestrator.state.queries.requests import forget_keys
 from orchestrator.state.queries.runs import reopen_runs
-from orchestrator.state.tables import attempts, batches, in_state, jobs
+from orchestrator.state.tables import OPEN_RUN, attempts, batches, in_state, jobs, schedule_runs
 from orchestrator.state.transitions import BatchStatus, Event, JobState, Stage
 
 EXPIRED = "expired"
@@ -106,6 +121,31 @@ def failed_unfinished(connection: Connection) -> list[str]:
     left = select(jobs.c.id).where(jobs.c.batch_id == batches.c.id, in_state(JobState.PENDING)).exists()
     statement = select(batches.c.id).where(batches.c.status == BatchStatus.FAILED, left)
     return list(connection.execute(statement.order_by(batches.c.id)).scalars())
+
+
+def find_abandoned(connection: Connection, older_than_s: float) -> list[str]:
+    """Ids of batches that lack rows and got none for so long, and that no run will go on with."""
+    return list(connection.execute(select(batches.c.id).where(*_abandoned(older_than_s))).scalars())
+
+
+def fail_abandoned(connection: Connection, batch_id: str, older_than_s: float, reason: str) -> bool:
+    """Fail a batch that is abandoned, and forget the keys of its request. False when somebody went on with it."""
+    statement = select(batches.c.id).where(batches.c.id == batch_id, *_abandoned(older_than_s))
+    if connection.execute(statement.with_for_update(of=batches)).first() is None:
+        return False
+    forget_keys(connection, batch_id)
+    return move_batch(connection, batch_id, BatchStatus.FAILED, reason=reason)
+
+
+def _abandoned(older_than_s: float) -> tuple[ColumnElement[bool], ...]:
+    run = select(schedule_runs.c.id).where(schedule_runs.c.batch_id == batches.c.id, OPEN_RUN)
+    moved_at = func.coalesce(batches.c.ingested_at, batches.c.created_at)
+    return (
+        batches.c.ended_at.is_(None),
+        batches.c.status == BatchStatus.INGESTING,
+        moved_at < now() - literal(older_than_s, Double),
+        ~run.exists(),
+    )
 
 
 def expire_jobs(connection: Connection, batch_id: str, limit: int) -> int:
