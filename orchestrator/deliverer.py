@@ -2,7 +2,7 @@
 
 Owns back-off, the log of tries and what an answer means: any 2xx is taken, all else is tried again, redirects are not
 followed. Any number may run. Each webhook has one lane of its own, a thread, so that a slow one holds up no other;
-refuses to send on the dispatcher's loop.
+where there are more webhooks than lanes they take turns. Refuses to send on the dispatcher's loop.
 """
 
 import math
@@ -26,6 +26,8 @@ from orchestrator.webhooks import sign
 
 INTERVAL_S = 0.5
 LANES = 16
+# Where others wait for a lane, one is given up after so long, and after a message that was not taken.
+TURN_S = 2.0
 TIMEOUT_S = 15.0
 # Well above the timeout: only a process that died lets it run out.
 LEASE_S = 60.0
@@ -45,6 +47,8 @@ class Deliverer:
         self._engine, self._settings = engine, settings
         self._stopping = threading.Event()
         self._lanes: dict[str, threading.Thread] = {}
+        self._served_s: dict[str, float] = {}  # when each began its last turn
+        self._crowded = False
         self._next_s = self._prune_s = 0.0
 
     def tick(self) -> None:
@@ -56,11 +60,18 @@ class Deliverer:
         self._lanes = {webhook_id: lane for webhook_id, lane in self._lanes.items() if lane.is_alive()}
         with reading(self._engine).connect() as connection:
             due = queries.due_webhooks(connection)
-        for webhook_id in due:
-            if webhook_id not in self._lanes and len(self._lanes) < LANES:
-                lane = threading.Thread(target=self._serve, args=(webhook_id,), name=f"to-{webhook_id}", daemon=True)
-                self._lanes[webhook_id] = lane
-                lane.start()
+        # By their turns, not by how long their messages wait: those of a dead one wait longest, time and again.
+        known = {*due, *self._lanes}
+        self._served_s = {webhook_id: at_s for webhook_id, at_s in self._served_s.items() if webhook_id in known}
+        waiting = [webhook_id for webhook_id in due if webhook_id not in self._lanes]
+        waiting.sort(key=lambda webhook_id: self._served_s.get(webhook_id, -math.inf))
+        free = LANES - len(self._lanes)
+        self._crowded = len(waiting) > free
+        for webhook_id in waiting[:free]:
+            self._served_s[webhook_id] = time.monotonic()
+            lane = threading.Thread(target=self._serve, args=(webhook_id,), name=f"to-{webhook_id}", daemon=True)
+            self._lanes[webhook_id] = lane
+            lane.start()
 
     def stop(self, timeout_s: float | None = None) -> None:
         """Begin no more; waits so long at most for what is being sent."""
@@ -74,29 +85,34 @@ class Deliverer:
             lane.join(None if until_s is None else max(0.0, until_s - time.monotonic()))
 
     def _serve(self, webhook_id: str) -> None:
-        """Send what is due, one after the other."""
+        """Send what is due, one after the other, or as much of it as its turn allows."""
+        until_s = time.monotonic() + TURN_S
         try:
             while not self._stopping.is_set():
                 with self._engine.begin() as connection:
                     claimed = queries.claim_delivery(connection, webhook_id, LEASE_S)
                 if claimed is None:
                     return
-                self._deliver(webhook_id, claimed)
+                taken = self._deliver(webhook_id, claimed)
+                if self._crowded and (not taken or time.monotonic() >= until_s):
+                    return
         except DBAPIError as error:  # its lease runs out, and it is sent again
             log.warning("delivery left alone", webhook=webhook_id, error=str(error).partition("\n")[0])
 
-    def _deliver(self, webhook_id: str, claimed: ClaimedDelivery) -> None:
+    def _deliver(self, webhook_id: str, claimed: ClaimedDelivery) -> bool:
+        """Send one message and note how that went; gives whether it was taken."""
         began_s = time.monotonic()
         status, error, answer = send(claimed, self._settings)
         latency_s = time.monotonic() - began_s
         with self._engine.begin() as connection:
             state = queries.end_delivery(
                 connection, claimed, status=status, latency_s=latency_s, error=error, answer=answer,
-                delay_s=back_off_s(claimed.attempt),
+                delay_s=back_off_s(claimed.tries),
             )  # fmt: skip
         if error is not None:
             more = "given up" if state == DeliveryState.FAILED else "tried again"
             log.warning("webhook not taken", webhook=webhook_id, delivery=claimed.id, error=error, then=more)
+        return error is None
 
     def _prune(self) -> None:
         if time.monotonic() < self._prune_s:
@@ -127,9 +143,9 @@ def send(claimed: ClaimedDelivery, settings: Settings) -> tuple[int | None, str 
         return None, f"{error.code}: {error.message}", None
 
 
-def back_off_s(attempt: int) -> float:
-    """Seconds until the next try, after the `attempt`-th, with jitter."""
-    delay_s = min(FIRST_DELAY_S * math.pow(GROWTH, min(attempt - 1, 20)), LONGEST_DELAY_S)
+def back_off_s(tries: int) -> float:
+    """Seconds until the next try, after so many, with jitter."""
+    delay_s = min(FIRST_DELAY_S * math.pow(GROWTH, min(tries - 1, 20)), LONGEST_DELAY_S)
     return delay_s * random.uniform(1 - JITTER, 1 + JITTER)
 
 

@@ -169,6 +169,25 @@ class TestDelivery:
         assert office.all()[0].state == S.DELIVERED
         assert len({each.headers["webhook-id"] for each in office.shop.received}) == 1
 
+    def test_a_replayed_message_is_tried_again_as_soon_as_a_new_one(self, seed: Seeder, office: Office) -> None:
+        office.listen(Event.BATCH_PAUSED)
+        seed.batch(jobs=1)
+        control.pause(seed.engine, "b")
+        for _ in range(6):
+            office.shop.statuses.append(503)
+            office.come_due()
+            office.deliver()
+        (delivery,) = office.all()
+        assert delivery.next_at - clock(seed) > 1_000
+        webhooks.replay(office.engine, delivery.id)
+        for longest_s in (6.5, 25.5):
+            office.shop.statuses.append(503)
+            office.come_due()
+            office.deliver()
+            assert office.all()[0].next_at - clock(seed) < longest_s
+        _, log = webhooks.find_delivery(office.engine, delivery.id)
+        assert [each.attempt for each in log] == list(range(1, 9)), "the log goes on"
+
     def test_back_off_grows_with_jitter_to_two_hours(self) -> None:
         assert {3.75 <= back_off_s(1) <= 6.25 for _ in range(50)} == {True}
         assert len({back_off_s(1) for _ in range(50)}) > 10
@@ -266,6 +285,29 @@ class TestDelivery:
             sending.join()
         assert sorted(states.values()) == [S.DELIVERED, S.PENDING]
         assert {each.state for each in office.all()} == {S.DELIVERED}
+
+    @pytest.mark.parametrize("status", [500, 204])
+    def test_more_webhooks_than_lanes_take_turns(
+        self, seed: Seeder, office: Office, monkeypatch: pytest.MonkeyPatch, status: int
+    ) -> None:
+        monkeypatch.setattr(deliverer_room, "LANES", 2)
+        monkeypatch.setattr(deliverer_room, "back_off_s", lambda tries: 1_000.0)
+        monkeypatch.setattr(deliverer_room, "TURN_S", 2.0 if status == 500 else 0.0)  # dead ones, or slow ones
+        for path in ("/one", "/other"):
+            office.listen(Event.JOB_FAILED, path=path)
+            office.shop.says(path, status)
+        fail_jobs(seed, 6)
+        office.listen(Event.BATCH_PAUSED, path="/last")
+        control.pause(seed.engine, "b")
+        for _ in range(2):
+            office.deliver()
+        asked = [path for _, path in office.shop.asked]
+        assert "/last" in asked, "it had its turn"
+        assert asked.index("/last") <= 3 and len(asked) <= 4, "after one message of each"
+        for _ in range(12):
+            office.deliver()
+        asked = [path for _, path in office.shop.asked]
+        assert (asked.count("/one"), asked.count("/other"), asked.count("/last")) == (6, 6, 1)
 
     def test_a_rotated_secret_signs_beside_the_old_one_for_a_day(self, seed: Seeder, office: Office) -> None:
         old = office.listen(Event.BATCH_PAUSED)
@@ -553,6 +595,11 @@ class TestManagement:
         with ExitStack() as opened:
             (shown,) = Local(engine, SETTINGS, opened).webhooks()
         assert "S3cret" not in repr(shown) and made.secret not in repr(shown)
+
+
+def clock(seed: Seeder) -> float:
+    """The database's clock."""
+    return seed.do(queries.read_clock)
 
 
 def list_webhooks(engine: Engine) -> list[Webhook]:

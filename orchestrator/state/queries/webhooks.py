@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from sqlalchemy import Connection, Double, RowMapping, and_, case, delete, insert, literal, select, update
+from sqlalchemy import Connection, Double, RowMapping, and_, case, delete, func, insert, literal, select, update
 
 from orchestrator.state.database import now, tellable
 from orchestrator.state.queries.outbox import TEST_EVENT, tell
@@ -62,10 +62,14 @@ class DeliveryAttempt:
 
 @dataclass(frozen=True)
 class ClaimedDelivery:
-    """A message to be sent now; `at` is the database's clock, in seconds since the epoch."""
+    """A message to be sent now; `at` is the database's clock, in seconds since the epoch.
+
+    `attempt` is the fencing token; `tries` counts this try and those before it since the message's day began.
+    """
 
     id: int
     attempt: int
+    tries: int
     message_id: str
     body: str
     url: str
@@ -149,17 +153,21 @@ def replay_delivery(connection: Connection, delivery_id: int) -> bool:
     statement = (
         update(deliveries)
         .where(deliveries.c.id == delivery_id)
-        .values(state=DeliveryState.PENDING, since=now(), next_at=now(), ended_at=None)
+        .values(state=DeliveryState.PENDING, since=now(), next_at=now(), ended_at=None, tries=0)
     )
     return connection.execute(statement).rowcount == 1
 
 
 def due_webhooks(connection: Connection) -> list[str]:
-    """Ids of the webhooks that have a message to be sent now."""
-    due = select(deliveries.c.id).where(
-        deliveries.c.webhook_id == webhooks.c.id, PENDING_DELIVERY, deliveries.c.next_at <= now()
+    """Ids of the webhooks that have a message to be sent now, the one first whose message waits longest."""
+    waits = (
+        select(func.min(deliveries.c.next_at))
+        .where(deliveries.c.webhook_id == webhooks.c.id, PENDING_DELIVERY)
+        .scalar_subquery()
     )
-    return list(connection.execute(select(webhooks.c.id).where(due.exists())).scalars())
+    due = select(webhooks.c.id, waits.label("next_at")).subquery()
+    statement = select(due.c.id).where(due.c.next_at <= now()).order_by(due.c.next_at, due.c.id)
+    return list(connection.execute(statement).scalars())
 
 
 def claim_delivery(connection: Connection, webhook_id: str, lease_s: float) -> ClaimedDelivery | None:
@@ -176,8 +184,12 @@ def claim_delivery(connection: Connection, webhook_id: str, lease_s: float) -> C
     statement = (
         update(deliveries)
         .where(deliveries.c.id.in_(select(chosen.c.id)))
-        .values(next_at=now() + literal(lease_s, Double), attempts=deliveries.c.attempts + 1)
-        .returning(deliveries.c.id, deliveries.c.attempts, deliveries.c.message_id, deliveries.c.body)
+        .values(
+            next_at=now() + literal(lease_s, Double), attempts=deliveries.c.attempts + 1, tries=deliveries.c.tries + 1
+        )
+        .returning(
+            deliveries.c.id, deliveries.c.attempts, deliveries.c.tries, deliveries.c.message_id, deliveries.c.body
+        )
     )
     row = connection.execute(statement).one_or_none()
     if row is None:
@@ -187,7 +199,7 @@ def claim_delivery(connection: Connection, webhook_id: str, lease_s: float) -> C
     asked = select(webhooks.c.url, webhooks.c.secret, before, now()).where(webhooks.c.id == webhook_id)
     url, secret, secret_before, at_s = connection.execute(asked).one()
     signing = tuple(each for each in (secret, secret_before) if each is not None)
-    return ClaimedDelivery(row.id, row.attempts, row.message_id, row.body, url, signing, at_s)
+    return ClaimedDelivery(row.id, row.attempts, row.tries, row.message_id, row.body, url, signing, at_s)
 
 
 def end_delivery(
