@@ -35,7 +35,6 @@ LEASE_S = 60.0
 FIRST_DELAY_S, GROWTH, LONGEST_DELAY_S = 5.0, 4, 7_200.0
 JITTER = 0.25
 ANSWER_BYTES, ANSWER_CHARACTERS = 2_048, 300
-KEPT_S, PRUNE_INTERVAL_S, PRUNE_ROWS = 30 * 86_400.0, 3_600.0, 10_000
 AGENT = f"kontext-batch/{version('kontext-batch')}"
 log = structlog.get_logger("deliverer")
 
@@ -49,14 +48,13 @@ class Deliverer:
         self._lanes: dict[str, threading.Thread] = {}
         self._served_s: dict[str, float] = {}  # when each began its last turn
         self._crowded = False
-        self._next_s = self._prune_s = 0.0
+        self._next_s = 0.0
 
     def tick(self) -> None:
         """Open a lane for each webhook that has something due."""
         if time.monotonic() < self._next_s or self._stopping.is_set():
             return
         self._next_s = time.monotonic() + INTERVAL_S
-        self._prune()
         self._lanes = {webhook_id: lane for webhook_id, lane in self._lanes.items() if lane.is_alive()}
         with reading(self._engine).connect() as connection:
             due = queries.due_webhooks(connection)
@@ -113,13 +111,6 @@ class Deliverer:
             more = "given up" if state == DeliveryState.FAILED else "tried again"
             log.warning("webhook not taken", webhook=webhook_id, delivery=claimed.id, error=error, then=more)
         return error is None
-
-    def _prune(self) -> None:
-        if time.monotonic() < self._prune_s:
-            return
-        with self._engine.begin() as connection:
-            pruned = queries.prune_deliveries(connection, KEPT_S, PRUNE_ROWS)
-        self._prune_s = time.monotonic() + (0.0 if pruned == PRUNE_ROWS else PRUNE_INTERVAL_S)
 
 
 def send(claimed: ClaimedDelivery, settings: Settings) -> tuple[int | None, str | None, str | None]:

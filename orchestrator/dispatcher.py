@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from orchestrator.closing import Closer
 from orchestrator.control import break_off, cancel_unread, enforce, fail_abandoned
 from orchestrator.deliverer import Deliverer
+from orchestrator.pruner import Pruner
 from orchestrator.rescuer import Rescuer
 from orchestrator.scheduler import Scheduler
 from orchestrator.settings import Settings
@@ -199,13 +200,14 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     ring_all = _quiet_ringer(app)
     dispatcher = Dispatcher(engine, settings, ring_all)
     rescuer = Rescuer(engine, settings, ring_all)
-    scheduler, deliverer = Scheduler(engine, settings), Deliverer(engine, settings)
+    scheduler, deliverer, pruner = Scheduler(engine, settings), Deliverer(engine, settings), Pruner(engine)
     while not stop.is_set():
         try:
             dispatcher.tick()
             scheduler.tick()
             deliverer.tick()
             rescuer.tick()
+            pruner.tick()
         except (DBAPIError, BrokerError, RedisError, OSError) as error:
             log.warning("waiting for database or broker", error=str(error).partition("\n")[0])
             stop.wait(1)

@@ -43,6 +43,16 @@ def redact_cell(text: str) -> str:
     return _PATTERNS[0][0].sub(_PATTERNS[0][1], f"{scheme}://{path}") + redact(mark + query)
 
 
+def is_signed(uri: str) -> bool:
+    """Whether a URL's query names a signature or a token: it is then another URL the next time.
+
+    A long value alone, as of `?v=<digest>`, makes none.
+    """
+    scheme, colon, rest = uri.partition("://")
+    pattern, _ = _PATTERNS[1]
+    return bool(colon) and scheme.lower() != "s3" and pattern.search(rest.partition("?")[2]) is not None
+
+
 def redact_event(_: Any, __: str, event: Mapping[str, Any]) -> Mapping[str, Any]:
     """structlog's processor: every value of a log line, redacted."""
     return {name: _redact_value(value) for name, value in event.items()}

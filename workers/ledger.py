@@ -12,6 +12,7 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from orchestrator.redaction import is_signed
 from orchestrator.state import queries
 from orchestrator.state.database import single
 from orchestrator.state.queries import Source, source_id
@@ -40,7 +41,12 @@ class Ledger:
         return {uri: found[id_] for uri, id_ in ids.items() if id_ in found}
 
     def learn(self, uri: str, validator: str, image_sha256: str) -> None:
-        """Remember an image that was just read. SQL hears of it soon, or when the ledger is closed."""
+        """Remember an image that was just read. SQL hears of it soon, or when the ledger is closed.
+
+        One at a signed URL is not remembered: nobody would ask by that URL again, and each night would add rows.
+        """
+        if is_signed(uri):
+            return
         source = Source(source_id(uri), validator, image_sha256)
         with self._lock:
             self._new[source.id] = source

@@ -243,11 +243,25 @@ def test_sql_hears_of_sources_soon_and_seldom(engine: Engine, monkeypatch: pytes
 
 def test_no_uri_is_stored_in_the_memory(engine: Engine) -> None:
     memory = ledger.Ledger(engine)
-    memory.learn("https://h.example/a.jpg?sig=S3cret", '"tag"', "sha")
+    memory.learn("https://anna:S3cret@h.example/a.jpg", '"tag"', "sha")
     memory.close()
     with engine.connect() as connection:
         rows = connection.exec_driver_sql("SELECT * FROM sources").all()
     assert len(rows) == 1 and "h.example" not in json.dumps([list(row) for row in rows])
+
+
+def test_urls_that_are_new_every_night_are_not_remembered(engine: Engine) -> None:
+    memory = ledger.Ledger(engine)
+    for night in range(3):
+        signed = f"?X-Amz-Date=2026112{night}T020000Z&X-Amz-Signature={night}{'0' * 63}"
+        memory.learn(f"https://bucket.example/a.jpg{signed}", '"tag"', "sha")
+    lasting = [f"https://cdn.example/a.jpg?v={'0' * 32}", "s3://shop/1.jpg?token=a", "/photos/a.jpg"]
+    for uri in lasting:
+        memory.learn(uri, '"tag"', "sha")
+    memory.close()
+    assert ledger.Ledger(engine).recall("b", lasting).keys() == set(lasting)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM sources").scalar_one() == len(lasting)
 
 
 def test_an_image_that_was_sent_and_then_replaced_in_the_store_is_not_used(shop: Shop) -> None:

@@ -18,6 +18,7 @@ from orchestrator import control, schedules, webhooks
 from orchestrator import deliverer as deliverer_room
 from orchestrator.cli.local import Local
 from orchestrator.deliverer import Deliverer, back_off_s
+from orchestrator.pruner import Pruner
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.bulk import insert_jobs
@@ -344,6 +345,7 @@ class TestDelivery:
         with office.engine.begin() as connection:
             ended = deliveries.c.ended_at.is_not(None)
             connection.execute(update(deliveries).where(ended).values(ended_at=now() - 31 * 86_400))
+        Pruner(office.engine).tick()
         office.deliver(Deliverer(office.engine, SETTINGS))
         assert len(office.all()) == 2
 

@@ -183,6 +183,7 @@ from orchestrator.state.queries.workers import (
     has_backlog,
     held_jobs,
     live_workers,
+    prune_workers,
     register_worker,
 )
 
@@ -206,6 +207,7 @@ __all__ = [
     "list_schedules", "list_takes", "list_webhooks", "live_workers", "lock_schedule", "lose_handoffs", "match_jobs",
     "move_batch",
     "note_ingested", "note_key_used", "note_told", "open_batches", "open_runs", "overview", "prune_deliveries",
+    "prune_workers",
     "read_batch", "read_batches", "read_clock", "read_delivery", "read_key", "read_recipe", "read_recipes", "read_run",
     "read_schedule", "read_webhook", "recall_sources", "recent_seconds", "record_audit", "register_worker",
     "release_run", "remove_schedule", "remove_webhook", "renew_runs", "reopen_batch", "replay_delivery",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, Double, and_, literal, or_, select, update
+from sqlalchemy import Connection, Double, and_, delete, literal, or_, select, update
 
 from orchestrator.state.database import now
 from orchestrator.state.tables import batches, in_state, jobs, workers
@@ -47,6 +47,18 @@ def end_worker(connection: Connection, worker_id: str) -> bool:
     """Close a worker's row: it stopped, or its death was reported. False when it was closed before."""
     statement = update(workers).where(workers.c.id == worker_id, workers.c.ended_at.is_(None)).values(ended_at=now())
     return connection.execute(statement).rowcount == 1
+
+
+def prune_workers(connection: Connection, older_than_s: float, limit: int) -> int:
+    """Forget workers that ended so long ago and hold no jobs; gives how many."""
+    holds = select(jobs.c.id).where(in_state(JobState.RUNNING), jobs.c.worker_id == workers.c.id).exists()
+    old = (
+        select(workers.c.id)
+        .where(workers.c.ended_at < now() - literal(older_than_s, Double), ~holds)
+        .order_by(workers.c.id)
+        .limit(limit)
+    )
+    return connection.execute(delete(workers).where(workers.c.id.in_(old))).rowcount
 
 
 def dead_workers(connection: Connection, *, lease_s: float, stage_deadline_s: float) -> list[str]:
