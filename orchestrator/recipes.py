@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from kontext_model.lora_file import LoraPin
@@ -22,6 +22,9 @@ PROMPT_MAX_CHARACTERS = 10_000
 LORA_MAX_CHARACTERS = 2_000
 SEED_MAX = 2**63 - 1
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+# Beyond these no calendar shows the moment, and a longer night is a typing error.
+DEADLINE_MAX_S = 3650 * 86400
+DEADLINE_FROM, DEADLINE_BEFORE = datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ def _text(text: str) -> str:
         raise ValueError(f"{len(text):,} characters are more than the {PROMPT_MAX_CHARACTERS:,} allowed")
     if "\x00" in text:
         raise ValueError("holds a NUL character")
+    if any("\ud800" <= character <= "\udfff" for character in text):  # told of in JSON, it breaks the answer
+        raise ValueError("holds half of a surrogate pair; send text in UTF-8")
     return text
 
 
@@ -115,15 +120,24 @@ class Deadline:
 
 
 def read_deadline(text: str) -> Deadline:
-    """Read `90m`, `2h`, `1d`, or an ISO time that names its zone. Raises ValueError."""
-    expected = f"expected 90m, 2h, 1d or a time with its zone, as 2026-11-26T06:00+08:00, not {text[:80]!r}"
+    """Read `90m`, `2h`, `1d`, at most 10 years, or an ISO time from 1970 to 2099 that names its zone.
+
+    Raises ValueError.
+    """
+    expected = (
+        "expected 90m, 2h, 1d or a time with its zone, as 2026-11-26T06:00+08:00 (10 years at most, before 2100), "
+        f"not {text[:80]!r}"
+    )
     if (duration := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())) is not None:
-        return Deadline(float(duration[1]) * _UNIT_S[duration[2]], relative=True)
+        seconds = float(duration[1]) * _UNIT_S[duration[2]]
+        if seconds > DEADLINE_MAX_S:  # infinity too, which is what 400 digits are
+            raise ValueError(expected)
+        return Deadline(seconds, relative=True)
     try:
         time = datetime.fromisoformat(text.strip())
     except ValueError:
         raise ValueError(expected) from None
-    if time.tzinfo is None:
+    if time.tzinfo is None or not DEADLINE_FROM <= time < DEADLINE_BEFORE:
         raise ValueError(expected)
     return Deadline(time.timestamp(), relative=False)
 

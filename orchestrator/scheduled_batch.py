@@ -15,6 +15,7 @@ from kontext_model.revision import CheckpointError
 from orchestrator.batches import BatchError, create_batch, ingest, request_digest, request_of
 from orchestrator.catalogs import Catalogue, CatalogueError, open_catalogue
 from orchestrator.checkpoints import pin_checkpoint
+from orchestrator.recipes import OptionError, read_option
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.database import reading
@@ -49,7 +50,7 @@ def make_batch(
         return _fill(engine, settings, schedule, run, batch, on_progress)
     except BatchError as error:  # another scheduler is at it still, or somebody cancelled it: look again later
         raise Unusable(str(error), transient=True) from error
-    except (CatalogueError, CheckpointError, LoraError, StorageError) as error:
+    except (CatalogueError, CheckpointError, LoraError, OptionError, StorageError) as error:
         cause = error if isinstance(error, StorageError) else error.__cause__
         raise Unusable(str(error), transient=isinstance(cause, StorageError) and cause.transient) from error
 
@@ -81,8 +82,10 @@ def _fill(
 
 
 def _pin(schedule: Schedule, settings: Settings) -> Mapping[str, Any]:
-    """What is asked of the batch, its LoRA pinned to what it holds now."""
+    """What is asked of the batch, its LoRA pinned to what it holds now. Raises OptionError."""
     asked = dict(schedule.asked)
+    if "deadline" in asked:
+        read_option("deadline", asked["deadline"])  # older versions stored some that no calendar shows
     if not schedule.only_changed:
         asked["only_changed"] = False
     if "lora" in asked:

@@ -18,7 +18,7 @@ from orchestrator.checkpoints import pin_checkpoint
 from orchestrator.recipes import OPTIONS, PER_BATCH, PER_JOB, OptionError, read_option
 from orchestrator.settings import Settings
 from orchestrator.state import queries
-from orchestrator.state.database import reading, tellable
+from orchestrator.state.database import reading, storable, tellable
 from orchestrator.state.queries import Batch
 from orchestrator.state.transitions import BatchStatus
 from orchestrator.storage.loras import pin_lora
@@ -75,7 +75,7 @@ def read_metadata(given: Mapping[str, Any] | None) -> dict[str, str]:
         isinstance(value, str)
         and len(name) <= METADATA_KEY_CHARACTERS
         and len(value) <= METADATA_VALUE_CHARACTERS
-        and "\0" not in name + value
+        and storable(name + value) == name + value
         for name, value in metadata.items()
     )
     if not good:
@@ -83,7 +83,7 @@ def read_metadata(given: Mapping[str, Any] | None) -> dict[str, str]:
             "metadata",
             "bad_metadata",
             f"metadata: expected at most {METADATA_MOST} texts, names of {METADATA_KEY_CHARACTERS} and values of "
-            f"{METADATA_VALUE_CHARACTERS} characters",
+            f"{METADATA_VALUE_CHARACTERS} characters, in UTF-8 and without NUL",
         )
     return metadata
 

@@ -157,6 +157,8 @@ class TestSubmitting:
             ({"items": ITEMS, "preset": "flat-lay", "options": {"lora": "/etc/passwd"}}, "bad_lora"),
             ({"items": ITEMS, "preset": "flat-lay", "priorty": 1}, "invalid"),
             ({"items": ITEMS, "preset": "flat-lay", "deadline": "soon"}, "bad_deadline"),
+            ({"items": ITEMS, "preset": "flat-lay", "options": {"deadline": "9" * 400 + "d"}}, "bad_deadline"),
+            ({"items": ITEMS, "preset": "flat-lay", "deadline": "99999999d"}, "bad_deadline"),
             ({"items": {"a": 1}, "preset": "flat-lay"}, "bad_catalogue"),
             ({"items": [{"picture": "x"}], "preset": "flat-lay"}, "bad_catalogue"),
             ({"items": ITEMS, "preset": "flat-lay", "metadata": {"a": "x" * 600}}, "bad_metadata"),
@@ -164,6 +166,21 @@ class TestSubmitting:
     )
     def test_what_cannot_be_read_makes_no_batch_and_is_named(self, api: Api, body: dict[str, Any], code: str) -> None:
         assert api.post("/v1/batches", 422, json=body)["code"] == code
+        assert api.get("/v1/batches")["data"] == []
+
+    @pytest.mark.parametrize(
+        ("given", "code"),
+        [
+            ({"preset": "flat-lay", "metadata": {"a": "\ud800"}}, "bad_metadata"),
+            ({"preset": "flat-lay", "metadata": {"\udfff": "a"}}, "bad_metadata"),
+            ({"options": {"prompt": "\ud800"}}, "bad_prompt"),
+            ({"preset": "flat-lay", "options": {"negative_prompt": "a \udc00"}}, "bad_negative_prompt"),
+        ],
+    )
+    def test_a_text_that_no_answer_can_tell_makes_no_batch(self, api: Api, given: dict[str, Any], code: str) -> None:
+        body = json.dumps({"items": ITEMS, **given})  # in ASCII, as a program sends it that knows no better
+        headers = {"content-type": "application/json"}
+        assert api.post("/v1/batches", 422, content=body, headers=headers)["code"] == code
         assert api.get("/v1/batches")["data"] == []
 
     @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from orchestrator.dashboard.figures import BatchEnds
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.bulk import insert_jobs
+from orchestrator.state.clock import show_time
 from orchestrator.state.database import reading
 from orchestrator.state.queries import Failed, Finished, Group
 from orchestrator.state.tables import batches as batch_table
@@ -441,6 +442,23 @@ def _photo() -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (64, 64), "teal").save(stream, "JPEG")
     return stream.getvalue()
+
+
+def test_what_an_older_version_stored_breaks_no_page_and_no_answer(client: TestClient, seed: Seeder) -> None:
+    stored = {"never": float("inf"), "far": 8.6e12, "long-ago": -1e12, "in-time": 4e9}
+    for batch_id, deadline_at in stored.items():
+        given = {"deadline_at": deadline_at, "metadata": '{"a": "x\\ud800"}', "options": '{"prompt": "\\udfff 👗"}'}
+        seed.batch(batch_id, jobs=1, **given)
+    told = client.get("/v1/batches").json()["data"]
+    assert {batch["id"]: batch["expires_at"] for batch in told} == {
+        "never": None, "far": None, "long-ago": -62_135_596_800, "in-time": 4_000_000_000,
+    }  # fmt: skip
+    assert {(batch["metadata"]["a"], batch["options"]["prompt"]) for batch in told} == {("x?", "? 👗")}
+    for path in ("/", "/batches", *(f"/batches/{batch_id}" for batch_id in stored)):
+        assert client.get(path).status_code == 200, path
+    for batch_id in stored:
+        assert client.get(f"/v1/batches/{batch_id}").json()["expires_at"] in (None, -62_135_596_800, 4_000_000_000)
+    assert str(show_time(-62_135_596_800)).startswith("0001-01-01")  # as `kontext show` writes it
 
 
 def test_a_chart_counts_what_is_over_once_and_again_after_a_retry(

@@ -1,5 +1,6 @@
 """Schedules fire once each time, whoever is killed; what comes of it is told."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from orchestrator.state import queries
 from orchestrator.state.database import open_database, reading
 from orchestrator.state.queries import Report
 from orchestrator.state.tables import batches, metadata, schedule_runs
+from orchestrator.state.tables import schedules as schedule_table
 from orchestrator.state.transitions import BatchStatus, Event, Missed, Overlap, RunState
 from orchestrator.storage import Unavailable
 from tests.integration.night import Night
@@ -206,6 +208,15 @@ class TestFailures:
         night.come_due()
         night.tick()
         assert night.runs()[0].state == S.STARTED
+
+    def test_a_deadline_that_an_older_version_stored(self, night: Night) -> None:
+        night.plan(asked={"prompt": "flat lay", "deadline": "8h"})
+        asked = json.dumps({"prompt": "flat lay", "deadline": "9" * 400 + "d"})
+        with night.engine.begin() as connection:
+            connection.execute(update(schedule_table).values(asked=asked))
+        night.come_due()
+        night.tick()
+        assert str(night.run().reason).startswith("deadline: expected 90m, 2h, 1d") and count_batches(night) == 0
 
     def test_a_catalogue_that_says_nowhere_what_to_do(self, night: Night) -> None:
         night.plan(asked={})

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, case, func, literal_column, or_, select, tuple_, update
@@ -13,6 +14,8 @@ from orchestrator.state.tables import batches, jobs
 from orchestrator.state.transitions import BATCH_MOVES, OPEN_BATCH, BatchStatus, Event, JobState
 
 PAGE_ROWS = 1000
+# What a calendar shows.
+FIRST_MOMENT_S, LAST_MOMENT_S = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (1, 9999))
 _TOLD: Mapping[BatchStatus, Event] = {
     BatchStatus.PAUSED: Event.BATCH_PAUSED,
     BatchStatus.FAILED: Event.BATCH_FAILED,
@@ -289,12 +292,28 @@ def as_batch(row: RowMapping) -> Batch:
     values = {field.name: row[field.name] for field in fields(Batch)}
     values |= {
         "columns": tuple(json.loads(row["columns"])),
-        "options": json.loads(row["options"]),
+        "options": _read_json(row["options"]),
         "status": BatchStatus(row["status"]),
-        "metadata": json.loads(row["metadata"] or "{}"),
+        "metadata": _read_json(row["metadata"] or "{}"),
         "ended_counts": BatchCounts(**json.loads(row["ended_counts"])) if row["ended_counts"] else None,
+        "deadline_at": _showable(row["deadline_at"]),
     }
     return Batch(**values)
+
+
+def _read_json(text: str) -> dict[str, Any]:
+    """What was stored as JSON, as an answer can tell it: older versions took halves of surrogate pairs too."""
+    found: dict[str, Any] = json.loads(text)
+    if "\\ud" in text:
+        found = json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
+    return found
+
+
+def _showable(deadline_at: float | None) -> float | None:
+    """A deadline as a calendar shows it: older versions stored any number, infinity too, and one so late is none."""
+    if deadline_at is None or deadline_at >= LAST_MOMENT_S:
+        return None
+    return max(deadline_at, FIRST_MOMENT_S)
 
 
 def recent_seconds(connection: Connection, *, revision: str, latest: int) -> float | None:

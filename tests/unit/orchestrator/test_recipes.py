@@ -148,6 +148,10 @@ class TestOptions:
             ("priority", "101", "-100 to 100"), ("lora", " ", "a path, an s3:// URI or a hub id"),
             ("lora", "a\0b", "a path"), ("lora", "x" * 3_000, "a path"), ("lora_scale", "11", "-10 to 10"),
             ("lora_scale", "much", "a number"), ("prompt", "a\0b", "NUL"),
+            ("prompt", "a \ud800", "surrogate"), ("negative_prompt", "\udfff", "surrogate"),
+            ("deadline", "9" * 400 + "d", "10 years"), ("deadline", "99999999d", "10 years"),
+            ("deadline", "3650.01d", "10 years"), ("deadline", "9999-12-31T23:59-23:59", "before 2100"),
+            ("deadline", "2100-01-01T00:00+00:00", "before 2100"), ("deadline", "0001-01-01T00:00+14:00", "its zone"),
             ("prompt", "x" * (PROMPT_MAX_CHARACTERS + 1), "10,001 characters"),
         ],
         ids=lambda value: value[:12],
@@ -165,6 +169,8 @@ class TestOptions:
             ("steps", "28.0", 28), ("seed", str(2**63 - 1), 2**63 - 1), ("seed", "0", 0), ("guidance", "3", 3.0),
             ("priority", "-100", -100), ("width", str(MAX_SIDE_PX), MAX_SIDE_PX), ("preset", "flat-lay", "flat-lay"),
             ("lora", " loras/style.safetensors", "loras/style.safetensors"), ("lora_scale", "-0.5", -0.5),
+            ("deadline", "3650d", "3650d"), ("deadline", "2099-12-31T23:59+00:00", "2099-12-31T23:59+00:00"),
+            ("prompt", "👗 \ud7ff\ue000", "👗 \ud7ff\ue000"),
         ],
     )  # fmt: skip
     def test_a_right_value_is_read(self, name: str, text: str, value: object) -> None:
