@@ -212,7 +212,9 @@ def _refuse_changed(engine: Engine, batch: Batch, catalogue: Catalogue, request:
 
 def _pin_remote(name: str, root: str, settings: Settings) -> LoraPin:
     """A LoRA in S3, on the hub, or among what was sent; no other file of this machine."""
-    local = name.startswith(("/", "~", ".", "file:")) or "\\" in name
-    if local or ".." in name.split("/"):
+    # By what is allowed: a scheme has as many spellings of its case as letters.
+    elsewhere = name.startswith(("s3://", "hf://"))
+    sent = not name.startswith(("/", "~", ".")) and not {":", "\\"} & set(name)
+    if not (elsewhere or sent) or ".." in name.split("/"):
         raise LoraError(name, "a caller from elsewhere names s3:// or a hub id, no file of the server")
     return pin_lora(name, root or inputs_uri(settings), settings)
