@@ -235,7 +235,7 @@ class _Dropped:
 def _save_archive(sent: SentFile, store: Store, settings: Settings) -> Draft:
     with tempfile.TemporaryDirectory(prefix="kontext-draft-") as folder:
         lines = Path(folder) / "images.jsonl"
-        unpack_images(sent.path, sent.name, store, lines, max_bytes=settings.max_image_bytes, version="")
+        unpack_images(sent.path, sent.name, store, lines, settings, version="")
         return _write(store, _base(sent.name), lines, ".jsonl", {})
 
 

@@ -244,6 +244,5 @@ def _open(settings: Settings, caller: Caller, sending: Sending) -> Catalogue:
         return Sent(relayed.Relayed(sending.body, name, inputs), f"sent:{name}", sending.sha256)
     if sending.name.lower().endswith(".zip"):
         store, lines = open_store(inputs, settings), sending.folder / "images.jsonl"
-        given = {"max_bytes": settings.max_image_bytes, "version": sending.sha256}
-        return unpack_images(sending.body, sending.name, store, lines, **given)  # type: ignore[arg-type]
+        return unpack_images(sending.body, sending.name, store, lines, settings, version=sending.sha256)
     return open_sent(sending.body, sending.name, inputs, sending.sha256)

@@ -137,6 +137,21 @@ class TestSubmitting:
         inputs = Path(api.settings.results_uri or "") / "inputs"
         assert {path.name for path in inputs.iterdir()} == {row["image"] for row in rows}
 
+    @pytest.mark.parametrize("query", ["", "?dry_run=true"])
+    def test_a_zip_that_unpacks_to_more_than_it_may_leaves_nothing(
+        self, engine: Engine, tmp_path: Path, query: str
+    ) -> None:
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as writer:
+            for number in range(5):
+                writer.writestr(f"{number}.png", bytes([number]) * (1 << 20))
+        sent = {"file": ("bomb.zip", archive.getvalue(), "application/zip")}
+        with open_api(engine, tmp_path, max_upload_bytes=1 << 20) as api:
+            told = api.post(f"/v1/batches{query}", 422, files=sent, data={"preset": "flat-lay"})
+            assert told["code"] == "bad_catalogue" and "5,242,880 bytes" in told["detail"]
+            assert api.get("/v1/batches")["data"] == []
+        assert not (tmp_path / "results" / "inputs").exists()
+
     def test_a_catalogue_on_the_servers_disk_is_for_administrators(self, api: Api, tmp_path: Path) -> None:
         (tmp_path / "c.csv").write_text("image\nx.jpg\n")
         body = {"preset": "flat-lay", "catalogue": str(tmp_path / "c.csv")}

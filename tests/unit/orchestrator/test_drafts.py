@@ -12,6 +12,7 @@ from PIL import Image
 
 from kontext_model.revision import Defaults
 from orchestrator import drafts
+from orchestrator.catalogs import CatalogueError
 from orchestrator.drafts import Draft, DraftError, SentFile
 from orchestrator.row_reader import CUSTOM_ID, LINE, RowReader
 from orchestrator.settings import Settings
@@ -117,6 +118,43 @@ def test_a_quote_that_is_never_closed_fails_its_row_alone(settings: Settings, tm
         assert drafts.read_columns(path) == (["image", "note"], [["s3://shop/a.jpg", "ok"]])
     ids, told = read(draft, settings)
     assert len(ids) == 202 and list(told) == [3] and "a quote is opened and never closed" in told[3]
+
+
+def zip_of(method: int, sizes: Sequence[int]) -> bytes:
+    """An archive of images that are nothing but zeros, of these sizes."""
+    with zipfile.ZipFile(archive := io.BytesIO(), "w", method) as opened:
+        for number, size_bytes in enumerate(sizes):
+            opened.writestr(f"{number}.png", bytes([number]) * size_bytes)
+    return archive.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("method", "sizes", "told"),
+    [
+        (
+            zipfile.ZIP_DEFLATED,
+            [MB] * 4 + [1],
+            r"bomb\.zip unpacks to 4,194,305 bytes .* than the 4,194,304 allowed",
+        ),
+        (zipfile.ZIP_BZIP2, [MB], r"bomb\.zip: 0\.png is packed by another method than deflate"),
+        (zipfile.ZIP_LZMA, [MB], r"bomb\.zip: 0\.png is packed by another method than deflate"),
+        (zipfile.ZIP_DEFLATED, [1, MB + 1], r"bomb\.zip: 1\.png is larger than 1,048,576 bytes"),
+    ],
+)
+def test_an_archive_that_unpacks_to_more_than_it_may_is_refused(
+    settings: Settings, tmp_path: Path, method: int, sizes: Sequence[int], told: str
+) -> None:
+    bounded = settings.model_copy(update={"max_upload_bytes": MB, "max_image_bytes": MB})
+    with pytest.raises(CatalogueError, match=told):
+        drafts.save(send(tmp_path, {"bomb.zip": zip_of(method, sizes)}), bounded)
+    stored = [path.stat().st_size for path in (tmp_path / "results").rglob("*.png")]
+    assert sum(stored) <= 1, "nothing is stored before the whole is known to be small enough"
+
+
+def test_an_archive_may_unpack_to_four_times_what_may_be_sent(settings: Settings, tmp_path: Path) -> None:
+    bounded = settings.model_copy(update={"max_upload_bytes": MB, "max_image_bytes": MB})
+    draft = drafts.save(send(tmp_path, {"looks.zip": zip_of(zipfile.ZIP_DEFLATED, [MB] * 4)}), bounded)
+    assert read(draft, bounded)[0] == ["0", "1", "2", "3"]
 
 
 @pytest.mark.parametrize("bound", [MB, 64 * MB])
