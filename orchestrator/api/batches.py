@@ -17,6 +17,7 @@ from orchestrator.api.cursors import After, read_cursor, write_cursor
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open, Resources
 from orchestrator.api.shapes import BatchShape, Page, batch_etag, batch_shape
+from orchestrator.api.texts import Storable
 from orchestrator.api.watcher import Standing, Watcher
 from orchestrator.control import Change
 from orchestrator.state import queries
@@ -44,7 +45,7 @@ class Retry(BaseModel):
 
     model_config = {"extra": "forbid"}
     states: list[JobState] = Field([JobState.FAILED], min_length=1, max_length=6, examples=[["failed"]])
-    codes: list[str] = Field([], max_length=100, examples=[["unavailable"]])
+    codes: list[Storable] = Field([], max_length=100, examples=[["unavailable"]])
     lines: list[Annotated[int, Field(ge=1, le=2**53)]] = Field([], max_length=10_000, examples=[[]])
 
 
@@ -149,7 +150,7 @@ def delete_batch(caller: Admin, opened: Open, batch_id: BatchId) -> Response:
 def find_batch(opened: Resources, batch_id: str) -> Batch:
     """One batch. Raises Problem 404 when there is none of that id."""
     with reading(opened.engine).connect() as connection:
-        batch = queries.read_batch(connection, batch_id) if "\0" not in batch_id else None
+        batch = queries.read_batch(connection, batch_id)
     if batch is None:
         raise Problem(404, "not_found", f"there is no batch {batch_id!r}")
     return batch

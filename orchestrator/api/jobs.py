@@ -19,6 +19,7 @@ from orchestrator.api.cursors import After, read_cursor, write_cursor
 from orchestrator.api.problems import Problem
 from orchestrator.api.resources import Open, Resources
 from orchestrator.api.shapes import JobDetail, JobShape, Page, job_detail, job_shape
+from orchestrator.api.texts import Storable
 from orchestrator.recipes import SEED_MAX
 from orchestrator.state import queries
 from orchestrator.state.database import reading
@@ -79,7 +80,7 @@ def list_jobs(
     opened: Open,
     batch_id: BatchId,
     state: Annotated[list[JobState] | None, Query()] = None,
-    code: Annotated[list[str] | None, Query(max_length=20, examples=[["image_missing"]])] = None,
+    code: Annotated[list[Storable] | None, Query(max_length=20, examples=[["image_missing"]])] = None,
     text: Annotated[str, Query(max_length=200, description="looked for in custom_id, image and message")] = "",
     decision: Annotated[Literal["approved", "rejected", "none"] | None, Query()] = None,
     order: Annotated[Literal["line"] | None, Query(description="the catalogue's order, whatever is asked for")] = None,
@@ -90,8 +91,6 @@ def list_jobs(
     batch = find_batch(opened, batch_id)
     wanted = JobFilter(tuple(state or ()), tuple(code or ()), text.replace("\0", ""), decision, order == "line")
     key = read_cursor(after, int, int)
-    if key is not None and not all(-(2**53) < part < 2**53 for part in key):
-        raise Problem(422, "bad_cursor", "after: this cursor is of no page")
     with reading(opened.engine).connect() as connection:
         found = queries.list_jobs(connection, batch_id, wanted, limit=limit, after=key)
     return Page(

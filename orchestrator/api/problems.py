@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -186,6 +186,10 @@ def translate(error: Exception) -> Problem:
             log.warning("all connections to the database are in use", error=_first_line(error))
             detail = "all connections to the database are in use"
             return Problem(503, "unavailable", detail, headers={"retry-after": "5"})
+        case DataError():
+            log.warning("the database cannot take a value", error=_first_line(error))
+            detail = "a value is none that the database takes: a text with NUL characters, or a number too large"
+            return Problem(422, "invalid", detail)
         case _:
             log.warning("a server does not answer", error=_first_line(error))
             name = "Redis" if isinstance(error, RedisError) else "the database"

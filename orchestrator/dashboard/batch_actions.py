@@ -13,6 +13,7 @@ from orchestrator.access.audit import Note
 from orchestrator.api import audit
 from orchestrator.api.access import Caller, Submitter
 from orchestrator.api.problems import Problem
+from orchestrator.api.texts import Storable
 from orchestrator.control import Change
 from orchestrator.dashboard.finding import find_batch
 from orchestrator.dashboard.job_filter import Filter, UrlFilter
@@ -57,7 +58,7 @@ def _steer(kept: Kept, caller: Caller, batch_id: str, action: str, ask: Callable
 
 @router.post("/batches/{batch_id}/retry")
 def retry_group(
-    caller: Submitter, kept: Services, batch_id: str, code: Annotated[str, Form(max_length=100)]
+    caller: Submitter, kept: Services, batch_id: str, code: Annotated[Storable, Form(max_length=100)]
 ) -> Response:
     """Try the failed jobs of one code again."""
     noted = audit.line(caller, "batch.retry", code=code)

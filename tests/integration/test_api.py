@@ -21,6 +21,7 @@ from orchestrator import control, submission
 from orchestrator.access.keys import create_key
 from orchestrator.access.scopes import Scope
 from orchestrator.api import live
+from orchestrator.api.cursors import write_cursor
 from orchestrator.api.watcher import Watcher
 from orchestrator.state import queries
 from orchestrator.state.database import now
@@ -503,6 +504,40 @@ class TestWatching:
         monkeypatch.setattr(queries, "read_batch", lambda *given: looked.append(given))
         time.sleep(0.5)
         assert looked == []
+
+    def test_what_no_database_holds_names_nothing(self, api: Api, seed: Seeder) -> None:
+        seed.batch(jobs=1)
+        for path in ("", "/jobs", "/events", "/manifest.jsonl", "/manifest.csv", "/results.zip"):
+            assert api.client.get(f"/v1/batches/a%00b{path}").status_code == 404, path
+        assert api.client.get("/v1/batches/b/jobs?code=a&code=%00").json()["code"] == "invalid"
+        for cursor in (write_cursor(1.0, "\0"), write_cursor(1.0, "\ud800"), write_cursor(float("nan"), "b")):
+            answer = api.client.get("/v1/batches", params={"after": cursor})
+            assert (answer.status_code, answer.json()["code"]) == (422, "bad_cursor")
+        answer = api.client.get("/v1/batches/b/jobs", params={"after": write_cursor(2**70, 1)})
+        assert (answer.status_code, answer.json()["code"]) == (422, "bad_cursor")
+        for code in ("\0", "\ud800"):
+            sent = {"content": json.dumps({"codes": [code]}), "headers": {"content-type": "application/json"}}
+            assert api.post("/v1/batches/b/retry", 422, **sent)["code"] == "invalid"
+        for action in ("pause", "resume", "cancel", "retry"):
+            answer = api.client.post(f"/v1/batches/a%00b/{action}")
+            assert answer.status_code in (404, 422), "it is no word of the database's that it cannot answer"
+
+    def test_who_follows_what_no_database_holds_stops_nobody_else(self, api: Api, seed: Seeder) -> None:
+        seed.batch(jobs=1)
+        watcher = api.app.state.resources.service(Watcher)
+
+        async def read() -> str:
+            nothing = asyncio.ensure_future(anext(watcher.follow("a\0b")))  # as /live?batch=a%00b
+            await asyncio.sleep(0)
+            async with asyncio.timeout(20):
+                standings = watcher.follow("b")
+                while (standing := await anext(standings)) is None:
+                    pass
+            nothing.cancel()
+            return standing.batch.id
+
+        assert api.client.portal is not None
+        assert api.client.portal.call(read) == "b"
 
     def test_an_unknown_batch_is_a_problem_everywhere(self, api: Api) -> None:
         for path in ("", "/jobs", "/events", "/manifest.jsonl", "/manifest.csv", "/results.zip"):

@@ -461,6 +461,20 @@ def test_what_an_older_version_stored_breaks_no_page_and_no_answer(client: TestC
     assert str(show_time(-62_135_596_800)).startswith("0001-01-01")  # as `kontext show` writes it
 
 
+def test_what_no_database_holds_names_nothing(client: TestClient, batch: Seeder) -> None:
+    for path in ("/batches/a%00b", "/batches/a%00b/sheet", "/batches/a%00b/jobs.csv", "/batches/" + "x" * 3000):
+        assert client.get(path).status_code == 404, path
+    for cursor in (write_cursor(1.0, "\0"), write_cursor(1.0, "\ud800"), write_cursor(float("inf"), "b")):
+        assert client.get("/batches", params={"before": cursor}).status_code == 422
+    assert client.get("/batches/b", params={"after": write_cursor(2**66, 1)}).status_code == 422
+    for code in ("\0", "a\0b"):
+        answer = client.post("/batches/b/retry", data={"code": code}, headers={"accept": "application/json"})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    for action in ("pause", "resume", "cancel"):
+        answer = client.post(f"/batches/a%00b/{action}", headers={"accept": "application/json"})
+        assert answer.status_code in (404, 422), "that the database does not answer would be no truth"
+
+
 def test_a_chart_counts_what_is_over_once_and_again_after_a_retry(
     seed: Seeder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

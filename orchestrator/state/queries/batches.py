@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, case, func, literal_column, or_, select, tuple_, update
 
-from orchestrator.state.database import insert_new, now, reading
+from orchestrator.state.database import insert_new, now, reading, storable
 from orchestrator.state.queries.outbox import tell_of_batch
 from orchestrator.state.tables import batches, jobs
 from orchestrator.state.transitions import BATCH_MOVES, OPEN_BATCH, BatchStatus, Event, JobState
@@ -89,7 +89,9 @@ def create_batch(connection: Connection, batch: Mapping[str, Any]) -> bool:
 
 
 def read_batch(connection: Connection, batch_id: str) -> Batch | None:
-    """One batch, or None."""
+    """One batch, or None; also for what cannot be an id, which PostgreSQL would refuse to look for."""
+    if storable(batch_id) != batch_id:
+        return None
     row = connection.execute(select(batches).where(batches.c.id == batch_id)).mappings().one_or_none()
     return None if row is None else as_batch(row)
 
