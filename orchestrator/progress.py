@@ -1,25 +1,29 @@
 """The progress of a batch: how it stands now, how fast it goes, when it will end.
 
-Owns the reading of counts over time. Refuses to print; it only looks, on connections that take no lock.
+Owns the reading of counts over time, and the one rule by which API and pages tell rates and what is left. Refuses to
+print; it only looks, on connections that take no lock. Without an end to go by there is no rate.
 """
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from orchestrator.batches import read_batch
 from orchestrator.state import queries
 from orchestrator.state.database import reading
 from orchestrator.state.queries import Batch, BatchCounts
-from orchestrator.state.transitions import BatchStatus
+from orchestrator.state.transitions import BatchStatus, JobState
 
 INTERVAL_S = 0.5
 # Counting a batch of millions takes its time; looking never takes more than this share of it.
 LOOKING_SHARE = 0.1
 WINDOW_S = 30.0
+RATE_WINDOW_S = 120.0
+# Less than this says nothing about a rate.
+LEAST_SPAN_S = 1.0
 MOVING = (BatchStatus.INGESTING, BatchStatus.RUNNING, BatchStatus.CANCELLING)
 
 
@@ -98,6 +102,31 @@ def follow(engine: Engine, batch_id: str, interval_s: float = INTERVAL_S) -> Ite
             return
         taken_s = snapshot.at_s - began_s
         time.sleep(max(interval_s - (time.monotonic() - began_s), taken_s / LOOKING_SHARE, 0.0))
+
+
+def rate_per_s(
+    connection: Connection, now_s: float, since: Sequence[float | None] = (), batch_id: str | None = None
+) -> float | None:
+    """Jobs a second over the last two minutes, or since the latest of the moments given; None where none ended."""
+    from_s = max(now_s - RATE_WINDOW_S, *(at_s for at_s in since if at_s is not None), 0.0)
+    span_s = max(LEAST_SPAN_S, now_s - from_s)
+    ended = sum(
+        count
+        for state in (JobState.SUCCEEDED, JobState.FAILED)
+        for _, count in queries.throughput(connection, since=from_s, batch_id=batch_id, state=state)
+    )
+    return ended / span_s if ended else None
+
+
+def batch_rate_per_s(connection: Connection, batch: Batch, now_s: float) -> float | None:
+    """Jobs a second of one open batch."""
+    return rate_per_s(connection, now_s, (batch.started_at, batch.resumed_at), batch.id)
+
+
+def remaining_s(counts: BatchCounts, per_s: float | None) -> float | None:
+    """Seconds until all jobs have ended at this rate; None where there is none."""
+    left = counts.total - counts.ended
+    return left / per_s if per_s else None
 
 
 def show_duration(seconds: float) -> str:

@@ -20,6 +20,7 @@ from orchestrator.api.shapes import BatchShape, Page, batch_etag, batch_shape
 from orchestrator.api.texts import Storable
 from orchestrator.api.watcher import Standing, Watcher
 from orchestrator.control import Change
+from orchestrator.progress import batch_rate_per_s
 from orchestrator.state import queries
 from orchestrator.state.database import reading
 from orchestrator.state.queries import Batch, BatchCounts
@@ -27,7 +28,6 @@ from orchestrator.state.transitions import BatchStatus, JobState
 from orchestrator.tallies import Tallies
 
 WAIT_MAX_S = 60
-RATE_S = 60.0
 router = open_router(prefix="/v1/batches", tags=["batches"])
 BatchId = Annotated[str, Path(max_length=100, examples=["20261125-1f2e3d4c"])]
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -171,14 +171,12 @@ def _headers(etag: str) -> dict[str, str]:
 
 
 def _shape(opened: Resources, batch: Batch, counts: BatchCounts, seconds: bool) -> BatchShape:
-    """A batch with what failed, its rate of the last minute and, with `seconds`, what its stages took."""
+    """A batch with what failed, how fast it goes and, with `seconds`, what its stages took."""
     rate = None
     with reading(opened.engine).connect() as connection:
         failures = queries.failures_grouped(connection, batch_id=batch.id) if counts.failed else []
         if batch.status == BatchStatus.RUNNING and counts.ended < counts.total:
-            since = queries.read_clock(connection) - RATE_S
-            ended = sum(n for _, n in queries.throughput(connection, since=since, batch_id=batch.id))
-            rate = round(ended / RATE_S, 4) or None
+            rate = batch_rate_per_s(connection, batch, queries.read_clock(connection))
         took = queries.stage_seconds(connection, batch.id) if seconds else None
     return batch_shape(batch, counts, failures, rate, took)
 

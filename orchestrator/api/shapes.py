@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import RowMapping
 
 from orchestrator import manifest
+from orchestrator.progress import remaining_s
 from orchestrator.state.queries import Batch, BatchCounts, FailureGroup, JobHistory
 from orchestrator.state.transitions import BatchStatus, Decision, JobState, Stage
 from orchestrator.telling import batch_values, whole
@@ -61,12 +62,12 @@ class BatchShape(BaseModel):
     metadata: dict[str, str] = Field(examples=[{"season": "SS27"}])
     checkpoint: str = Field(description="as its server names it", examples=["black-forest-labs/FLUX.1-Kontext-dev"])
     checkpoint_revision: str
-    numerics: str = Field(examples=["float32/v2"])
+    numerics: str = Field(examples=["float32/v1"])
     results: str = Field(description="the folder of its pictures")
     manifest: str | None = Field(None, description="where its manifest lies once it has ended")
     manifest_url: str = Field(description="its manifest as it stands now", examples=["/v1/batches/…/manifest.jsonl"])
     errors: list[FailureShape] | None = Field(None, description="failed jobs by code; told of a single batch")
-    rate_per_s: float | None = Field(None, description="jobs that succeed in a second, over the last minute")
+    rate_per_s: float | None = Field(None, description="jobs that end in a second, over two minutes or since it began")
     eta_s: float | None = Field(None, description="seconds until it ends at that rate")
     stage_seconds: dict[str, float] | None = Field(
         None, description="of work, by stage; told where `seconds` is asked for", examples=[{"sample": 812.5}]
@@ -153,12 +154,12 @@ def batch_shape(
     stage_seconds: Mapping[str, float] | None = None,
 ) -> BatchShape:
     """How a batch is told."""
-    left = counts.total - counts.ended
+    left_s = remaining_s(counts, rate_per_s)
     return BatchShape(
         **batch_values(batch, counts, failures, stage_seconds),
         manifest_url=f"/v1/batches/{batch.id}/manifest.jsonl",
-        rate_per_s=rate_per_s,
-        eta_s=round(left / rate_per_s, 1) if rate_per_s and left else None,
+        rate_per_s=None if rate_per_s is None else round(rate_per_s, 4),
+        eta_s=None if left_s is None else round(left_s, 1),
     )
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from orchestrator.api.access import Reader
 from orchestrator.api.cursors import write_cursor
 from orchestrator.dashboard import charts
-from orchestrator.dashboard.figures import BatchEnds, batch_rate_per_s, remaining_s
+from orchestrator.dashboard.figures import BatchEnds
 from orchestrator.dashboard.finding import find_batch
 from orchestrator.dashboard.job_card import JobCard, job_card
 from orchestrator.dashboard.job_filter import Filter, UrlFilter
@@ -22,6 +22,7 @@ from orchestrator.dashboard.page import page_router, render
 from orchestrator.dashboard.services import Kept, Services
 from orchestrator.dashboard.wording import last_part, plural, share
 from orchestrator.manifest import describe
+from orchestrator.progress import batch_rate_per_s, remaining_s
 from orchestrator.redaction import redact, redact_cell
 from orchestrator.state import queries
 from orchestrator.state.database import reading

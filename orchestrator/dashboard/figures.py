@@ -1,23 +1,16 @@
-"""Figures that several pages show: what ended when, rates, and the time that is left.
-
-Refuses to guess: without an end to go by there is no rate.
-"""
+"""Figures that pages show of the time that has passed: what ended when."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
 from orchestrator.dashboard import charts
 from orchestrator.state import queries
-from orchestrator.state.queries import Batch, BatchCounts
+from orchestrator.state.queries import Batch
 from orchestrator.state.transitions import JobState
 
-RATE_WINDOW_S = 120.0
-# Less than this says nothing about a rate.
-LEAST_SPAN_S = 1.0
 # A job's end is written a moment after the time it bears.
 SETTLED_S = 30.0
 REMEMBERED = 64
@@ -88,28 +81,3 @@ def _count_ends(
 
 def _draw(ends: Counts, from_s: float, to_s: float, step_s: float) -> charts.Throughput:
     return charts.throughput([(at_s, *both) for at_s, both in sorted(ends.items())], from_s, to_s, step_s)
-
-
-def rate_per_s(
-    connection: Connection, now_s: float, since: Sequence[float | None] = (), batch_id: str | None = None
-) -> float | None:
-    """Jobs a second over the last two minutes, or since the latest of the moments given; None where none ended."""
-    from_s = max(now_s - RATE_WINDOW_S, *(at_s for at_s in since if at_s is not None), 0.0)
-    span_s = max(LEAST_SPAN_S, now_s - from_s)
-    ended = sum(
-        count
-        for state in (JobState.SUCCEEDED, JobState.FAILED)
-        for _, count in queries.throughput(connection, since=from_s, batch_id=batch_id, state=state)
-    )
-    return ended / span_s if ended else None
-
-
-def batch_rate_per_s(connection: Connection, batch: Batch, now_s: float) -> float | None:
-    """Jobs a second of one open batch."""
-    return rate_per_s(connection, now_s, (batch.started_at, batch.resumed_at), batch.id)
-
-
-def remaining_s(counts: BatchCounts, per_s: float | None) -> float | None:
-    """Seconds until all jobs have ended at this rate; None where there is none."""
-    left = counts.total - counts.ended
-    return left / per_s if per_s else None

@@ -9,11 +9,12 @@ from fastapi import Query, Request, Response
 from orchestrator.api.access import Reader
 from orchestrator.api.health import NotReady, check_broker
 from orchestrator.dashboard import charts
-from orchestrator.dashboard.figures import batch_rate_per_s, chart_ends, rate_per_s, remaining_s
+from orchestrator.dashboard.figures import chart_ends
 from orchestrator.dashboard.listing import BatchRow, batch_row
 from orchestrator.dashboard.page import page_router, render
 from orchestrator.dashboard.services import Kept, Services
 from orchestrator.dashboard.wording import last_part, plural
+from orchestrator.progress import batch_rate_per_s, rate_per_s, remaining_s
 from orchestrator.redaction import redact
 from orchestrator.state import queries
 from orchestrator.state.database import reading
