@@ -1,7 +1,8 @@
 """The end of batches: the manifest is written off the dispatcher's loop, and only then the batch ends.
 
-Owns the threads that write. Refuses to end a batch that was reopened while its manifest was written. Any number of
-processes may close the same batch. An ended batch that something is decided in later has its manifest written anew.
+Owns the threads that write. Refuses to end a batch that was reopened while its manifest was written, and to store a
+manifest of one that is being deleted. Any number of processes may close the same batch. An ended batch that something
+is decided in later has its manifest written anew.
 What cancelled jobs left in the cache is forgotten, where the cache answers; else its time to live ends it.
 """
 
@@ -14,7 +15,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from orchestrator.manifest import write_manifest
+from orchestrator.manifest import Overtaken, write_manifest
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.database import reading
@@ -64,6 +65,8 @@ class Closer:
         try:
             while (again := self._write_and_end(batch)) is not None:
                 batch = again
+        except Overtaken as overtaken:  # whoever reopened or deletes it sees to it
+            log.info("batch not closed", batch=batch.id, reason=str(overtaken))
         except (StorageError, OSError, DBAPIError) as error:
             times = self._failed.get(batch.id, (0, 0.0))[0] + 1
             delay_s = min(LONGEST_DELAY_S, 2.0 ** min(times, 10))

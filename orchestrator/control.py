@@ -33,6 +33,7 @@ _STANDS = {
     BatchStatus.COMPLETED: "has completed",
     BatchStatus.CANCELLED: "was cancelled",
     BatchStatus.FAILED: "could not be read as a whole",
+    BatchStatus.DELETING: "is being deleted",
 }
 
 
@@ -268,14 +269,19 @@ def break_off(engine: Engine, batch: Batch) -> str | None:
 def delete(engine: Engine, batch_id: str, *, note: Note = unnoted) -> int:
     """Forget an ended batch and its jobs, in short transactions; gives how many jobs. Pictures and manifest stay.
 
-    Interrupted, it is asked again. Raises ControlError for a batch that has not ended.
+    The first of them marks the batch: from then on nothing else is done to it. Interrupted, it is asked again. Raises
+    ControlError for a batch that has not ended.
     """
-    batch = _look(engine, batch_id)
-    if batch.ended_at is None:
+    with engine.begin() as connection:
+        marked = queries.begin_deletion(connection, batch_id)
+        batch = _find(connection, batch_id)
+        if marked:
+            note(connection, batch_id, jobs=0)
+    if batch.status != BatchStatus.DELETING:
         raise ControlError(f"batch {batch_id} {_STANDS[batch.status]}; cancel it before it is deleted")
     jobs = _move_in_chunks(engine, queries.delete_jobs, batch_id, float("inf"), note)
     with engine.begin() as connection:
         if not queries.delete_batch(connection, batch_id):
-            raise ControlError(f"batch {batch_id} was reopened or deleted meanwhile")
+            raise ControlError(f"batch {batch_id} was deleted meanwhile, by another call")
         note(connection, batch_id, jobs=0)
     return jobs

@@ -90,7 +90,7 @@ def regenerate(engine: Engine, job_id: int, seed: int | None = None, *, note: No
             raise DecisionError(f"take {made.take} of this row is {made.state}; wait for it, then ask for another")
         if not reopened:
             raise DecisionError(
-                f"batch {job.batch_id} is being read or cancelled, or could not be read; no take is made"
+                f"batch {job.batch_id} is being read, cancelled or deleted, or could not be read; no take is made"
             )
         chosen = (max(take.seed for take in takes) + 1) % (SEED_MAX + 1) if seed is None else seed
         number = takes[-1].take + 1

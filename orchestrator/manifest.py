@@ -22,7 +22,7 @@ from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.database import reading
 from orchestrator.state.queries import Batch
-from orchestrator.state.transitions import Decision, JobState
+from orchestrator.state.transitions import BatchStatus, Decision, JobState
 from orchestrator.storage import open_store
 
 OUTCOME = (
@@ -65,18 +65,34 @@ def describe_jobs(engine: Engine, batch: Batch, states: Sequence[JobState] = ())
         yield describe(job, batch.revision)
 
 
+class Overtaken(Exception):
+    """What was read of a batch is no manifest of it: it was reopened meanwhile, or its rows go. Nothing was stored."""
+
+
 def write_manifest(engine: Engine, batch: Batch, settings: Settings) -> str:
     """Store manifest.jsonl and manifest.csv beside the results; gives the URI of the JSONL.
 
-    Rewritten as a whole: the last writer's view is the newest. Raises StorageError.
+    Rewritten as a whole: the last writer's view is the newest. Raises StorageError, Overtaken.
     """
     store = open_store(batch.results_uri, settings)
     with tempfile.TemporaryDirectory() as folder:
         lines, table = Path(folder) / "manifest.jsonl", Path(folder) / "manifest.csv"
         write_files(engine, batch, lines, table)
+        _check_whole(engine, batch)
         store.replace("manifest.jsonl", lines, content_type="application/x-ndjson")
         store.replace("manifest.csv", table, content_type="text/csv; charset=utf-8")
     return store.locate("manifest.jsonl")
+
+
+def _check_whole(engine: Engine, batch: Batch) -> None:
+    """Raises Overtaken unless every row of the batch was there while they were read.
+
+    Its deletion is marked before the first row goes: what is not marked now has lost none.
+    """
+    with reading(engine).connect() as connection:
+        found = queries.read_batch(connection, batch.id)
+    if found is None or found.status == BatchStatus.DELETING or found.reopened != batch.reopened:
+        raise Overtaken(f"batch {batch.id} was deleted or reopened while its manifest was written")
 
 
 def write_files(engine: Engine, batch: Batch, lines: Path, table: Path) -> None:

@@ -49,6 +49,7 @@ class BatchStatus(StrEnum):
     COMPLETED = "completed"
     CANCELLED = "cancelled"
     FAILED = "failed"
+    DELETING = "deleting"  # it had ended, and its rows go: nothing is written of it, and nothing reopens it
 
 
 class RunState(StrEnum):
@@ -156,6 +157,9 @@ BATCH_MOVES: frozenset[tuple[BatchStatus, BatchStatus]] = frozenset(
         (_B.CANCELLING, _B.CANCELLED),
         (_B.COMPLETED, _B.RUNNING),
         (_B.CANCELLED, _B.RUNNING),
+        (_B.COMPLETED, _B.DELETING),
+        (_B.CANCELLED, _B.DELETING),
+        (_B.FAILED, _B.DELETING),
     }
 )
 

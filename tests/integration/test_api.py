@@ -451,7 +451,7 @@ class TestWatching:
             wait_until(lambda: not watcher.sees("long ago"), "what ended a minute ago is told of no more")
             assert watcher.sees("just now") and watcher.sees("open"), "slow listeners hear of it yet"
             seed.do(lambda connection: connection.execute(delete(jobs).where(jobs.c.batch_id == "just now")))
-            seed.do(queries.delete_batch, "just now")
+            assert seed.do(queries.begin_deletion, "just now") and seed.do(queries.delete_batch, "just now")
             wait_until(lambda: not watcher.sees("just now"), "what is deleted is told of no more")
         finally:
             listener.cancel()

@@ -11,7 +11,7 @@ import redis
 from sqlalchemy import update
 
 from orchestrator import batches as batches_room
-from orchestrator import closing, control, schedules, submission
+from orchestrator import closing, control, decisions, manifest, schedules, submission
 from orchestrator.batches import create_batch, find_unfinished, ingest
 from orchestrator.catalogs import CatalogueError, Row, open_catalogue
 from orchestrator.control import ControlError
@@ -24,7 +24,7 @@ from orchestrator.state.database import now
 from orchestrator.state.messages import handoff_key
 from orchestrator.state.queries import Advanced, Failed, Finished, Group
 from orchestrator.state.tables import batches, jobs
-from orchestrator.state.transitions import BATCH_MOVES, BatchStatus, JobState, Stage
+from orchestrator.state.transitions import BATCH_MOVES, BatchStatus, Decision, JobState, Stage
 from orchestrator.tallies import Tallies
 from tests.integration.night import Night
 from tests.integration.seeding import RECIPE, REVISION, Seeder, job_row
@@ -336,6 +336,85 @@ class TestRetry:
         tick.tick()
         tick.wait()
         assert '"status": "succeeded"' in (tmp_path / "b" / "manifest.jsonl").read_text()
+
+
+class TestDeletion:
+    """What lies in the store of a batch that is deleted is what lay there: a manifest of all its jobs."""
+
+    @pytest.fixture(autouse=True)
+    def small_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(control, "CHUNK_ROWS", 2)
+        monkeypatch.setattr(closing, "TELLING_INTERVAL_S", 0.0)
+
+    def close(self, seed: Seeder, tick: Dispatcher, folder: Path) -> None:
+        seed.queued(5, results_uri=str(folder))
+        finish(seed)
+        tick.tick()
+        tick.wait()
+        assert seed.do(queries.read_batch, "b").status == S.COMPLETED
+        assert self.lines(folder) == 5
+
+    def lines(self, folder: Path) -> int:
+        rows = len((folder / "manifest.csv").read_text().splitlines()) - 1
+        assert len((folder / "manifest.jsonl").read_text().splitlines()) == rows
+        return rows
+
+    def test_a_decision_that_is_not_told_yet_cuts_no_manifest_short(
+        self, seed: Seeder, tick: Dispatcher, tmp_path: Path
+    ) -> None:
+        self.close(seed, tick, tmp_path / "b")
+        assert decisions.decide(seed.engine, 4, Decision.APPROVED)
+        assert seed.do(queries.begin_deletion, "b")
+        assert seed.do(queries.delete_jobs, "b", 2) == 2  # and the process is killed: asked again later
+        assert decisions.decide(seed.engine, 5, Decision.APPROVED)
+        tick.tick()
+        tick.wait()
+        assert self.lines(tmp_path / "b") == 5
+        assert control.delete(seed.engine, "b") == 3
+        assert seed.do(queries.read_batch, "b") is None and self.lines(tmp_path / "b") == 5
+
+    @pytest.mark.parametrize("gone", [2, 5])
+    def test_a_slower_closer_replaces_no_manifest_by_what_is_left(
+        self, seed: Seeder, tick: Dispatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: int
+    ) -> None:
+        """Another process has closed the batch, a script deletes it, and this one still reads pages."""
+        seed.queued(5, results_uri=str(tmp_path / "b"))
+        finish(seed)
+        batch = seed.do(queries.read_batch, "b")
+        write_files, slow = manifest.write_files, closing.Closer(seed.engine, Settings())
+
+        def write_late(*given: Any) -> None:
+            monkeypatch.undo()
+            tick.tick()
+            tick.wait()
+            assert self.lines(tmp_path / "b") == 5
+            if gone == 5:
+                assert control.delete(seed.engine, "b") == 5
+            else:
+                assert seed.do(queries.begin_deletion, "b") and seed.do(queries.delete_jobs, "b", gone) == gone
+            write_files(*given)
+
+        monkeypatch.setattr(manifest, "write_files", write_late)
+        slow.begin(batch)
+        slow.wait()
+        assert self.lines(tmp_path / "b") == 5
+
+    def test_nothing_reopens_a_batch_whose_rows_go(self, seed: Seeder, tick: Dispatcher, tmp_path: Path) -> None:
+        self.close(seed, tick, tmp_path / "b")
+        assert seed.do(queries.begin_deletion, "b") and not seed.do(queries.begin_deletion, "b")
+        assert not seed.do(queries.reopen_batch, "b"), "neither a retry"
+        for ask in (control.pause, control.resume, control.cancel):
+            with pytest.raises(ControlError, match="is being deleted"):
+                ask(seed.engine, "b")
+        with pytest.raises(ControlError, match="deleted"):
+            decisions.regenerate(seed.engine, 1)
+        assert control.delete(seed.engine, "b") == 5
+
+    def test_an_open_batch_is_left_as_it_is(self, seed: Seeder) -> None:
+        seed.queued(3)
+        with pytest.raises(ControlError, match="is running; cancel it before"):
+            control.delete(seed.engine, "b")
+        assert len(seed.rows()) == 3 and seed.do(queries.read_batch, "b").status == S.RUNNING
 
 
 class TestPriority:

@@ -90,7 +90,7 @@ def test_a_bad_row_and_a_batch_being_cancelled_get_no_take(seed: Seeder) -> None
         regenerate(seed.engine, 2)
     finish(seed)
     seed.do(queries.move_batch, "b", BatchStatus.CANCELLING)
-    with pytest.raises(DecisionError, match="being read or cancelled"):
+    with pytest.raises(DecisionError, match="being read, cancelled or deleted"):
         regenerate(seed.engine, 1)
 
 

@@ -50,6 +50,7 @@ from orchestrator.state.queries.batches import (
 )
 from orchestrator.state.queries.control import (
     ENDS,
+    begin_deletion,
     cancel_jobs,
     cancelled_midway,
     close_batch,
@@ -193,7 +194,8 @@ __all__ = [
     "FailureGroup", "Finished", "Group", "Idempotency", "JobFilter", "JobHistory", "JobPage", "Overview",
     "Report", "Retried", "Run", "Schedule", "Source", "Take", "Webhook", "Worker", "add_key", "add_recipes",
     "add_run", "add_schedule", "add_sign_in", "add_take", "add_webhook", "advance", "amend_audit", "any_held",
-    "any_source", "backing_off", "beat", "cancel_jobs", "cancelled_midway", "carry", "change_schedule", "claim",
+    "any_source", "backing_off", "beat", "begin_deletion", "cancel_jobs", "cancelled_midway", "carry",
+    "change_schedule", "claim",
     "claim_delivery", "claim_run", "close_batch", "count_batches", "count_before",
     "count_by_state", "count_decisions", "count_failures", "count_jobs", "count_keys", "count_many_by_state",
     "count_outcomes", "create_batch", "dead_workers", "decide", "delete_batch", "delete_jobs", "dispatch",

@@ -33,7 +33,7 @@ from orchestrator.state.queries.outbox import tell_of_batch, tell_of_failed_jobs
 from orchestrator.state.queries.requests import forget_keys
 from orchestrator.state.queries.runs import reopen_runs
 from orchestrator.state.tables import OPEN_RUN, attempts, batches, in_state, jobs, schedule_runs
-from orchestrator.state.transitions import BatchStatus, Event, JobState, Stage
+from orchestrator.state.transitions import BATCH_MOVES, BatchStatus, Event, JobState, Stage
 
 EXPIRED = "expired"
 ENDS: Mapping[BatchStatus, BatchStatus] = {
@@ -329,21 +329,31 @@ def count_failures(
     return failed, connection.execute(select(func.count()).select_from(some)).scalar_one()
 
 
+def begin_deletion(connection: Connection, batch_id: str) -> bool:
+    """Mark an ended batch, so that nothing reopens it or writes of it while its rows go.
+
+    False when it has not ended, or is marked.
+    """
+    sources = [source for source, target in BATCH_MOVES if target == BatchStatus.DELETING]
+    statement = update(batches).where(batches.c.id == batch_id, batches.c.status.in_(sources))
+    return connection.execute(statement.values(status=BatchStatus.DELETING, reason=None)).rowcount == 1
+
+
 def delete_jobs(connection: Connection, batch_id: str, limit: int) -> int:
-    """Forget up to `limit` jobs of an ended batch, with their attempts; gives how many."""
-    ended = select(batches.c.id).where(batches.c.id == batch_id, batches.c.ended_at.is_not(None)).exists()
-    chosen = select(jobs.c.id).where(jobs.c.batch_id == batch_id, ended).limit(limit)
+    """Forget up to `limit` jobs of a batch that is being deleted, with their attempts; gives how many."""
+    marked = select(batches.c.id).where(batches.c.id == batch_id, batches.c.status == BatchStatus.DELETING).exists()
+    chosen = select(jobs.c.id).where(jobs.c.batch_id == batch_id, marked).limit(limit)
     return connection.execute(delete(jobs).where(jobs.c.id.in_(chosen))).rowcount
 
 
 def delete_batch(connection: Connection, batch_id: str) -> bool:
-    """Forget an ended batch that has no jobs left, and the keys of its request. False when it is open again.
+    """Forget a batch that is being deleted and has no jobs left, and the keys of its request. False: there is none.
 
     A batch that is made of the same request later gets an id of its own: under the old one lie this one's pictures.
     """
     statement = delete(batches).where(
         batches.c.id == batch_id,
-        batches.c.ended_at.is_not(None),
+        batches.c.status == BatchStatus.DELETING,
         ~select(jobs.c.id).where(jobs.c.batch_id == batch_id).exists(),
     )
     deleted = connection.execute(statement).rowcount == 1

@@ -46,8 +46,13 @@ def test_a_batch_ends_only_from_where_work_has_stopped() -> None:
     assert {source for source, target in BATCH_MOVES if target == BatchStatus.COMPLETED} == {BatchStatus.RUNNING}
     assert {source for source, target in BATCH_MOVES if target == BatchStatus.CANCELLED} == {BatchStatus.CANCELLING}
     ended = set(BatchStatus) - set(OPEN_BATCH)
-    assert {target for source, target in BATCH_MOVES if source in ended} == {BatchStatus.RUNNING}
-    assert all(source != BatchStatus.FAILED for source, _ in BATCH_MOVES)
+    after = {source: {target for start, target in BATCH_MOVES if start == source} for source in ended}
+    assert after == {
+        BatchStatus.COMPLETED: {BatchStatus.RUNNING, BatchStatus.DELETING},
+        BatchStatus.CANCELLED: {BatchStatus.RUNNING, BatchStatus.DELETING},
+        BatchStatus.FAILED: {BatchStatus.DELETING},
+        BatchStatus.DELETING: set(),
+    }
 
 
 @pytest.mark.parametrize(("stage", "following"), [("encode", "sample"), ("sample", "decode"), ("decode", None)])
