@@ -1,7 +1,7 @@
 """The rescuer: takes back what dead and hanging workers held and rings the bells that were lost.
 
-Owns leases, stage deadlines and missing bells. Refuses to guess from the broker what is running: SQL decides.
-Any number may run.
+Owns leases, stage deadlines and missing bells. Refuses to guess from the broker what is running, SQL decides, and to
+call a worker dead by the clock alone: it must have been silent while we looked. Any number may run.
 """
 
 import time
@@ -19,9 +19,12 @@ from orchestrator.state import queries
 from orchestrator.state.database import reading
 from orchestrator.state.messages import Bell
 from orchestrator.state.queries import Group
+from orchestrator.vigil import Sign, Vigil
 
 CRASHES_ALLOWED = 2
 INTERVAL_S = 1.0
+# Beside its interval, what a heartbeat may take: who has just begun to look leaves every worker the time for one.
+BEAT_S = 0.5
 # Younger rows have bells on their way; ringing for them would double a healthy backlog.
 PATIENCE_S = 2.0
 log = structlog.get_logger("rescuer")
@@ -36,6 +39,9 @@ class Rescuer:
         self._broker = redis.Redis.from_url(
             settings.broker_url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 1)
         )
+        self._beats = Vigil(settings.lease_s, settings.heartbeat_s + BEAT_S)
+        # What was done of a stage before our first look is unknown, and its worker's own watchdog looks too.
+        self._stages = Vigil(settings.stage_deadline_s, settings.stage_deadline_s)
         self._next = 0.0
 
     def tick(self) -> None:
@@ -47,12 +53,8 @@ class Rescuer:
         self._ring(self._missing())
 
     def _take_back(self) -> list[Bell]:
-        with reading(self._engine).connect() as connection:
-            dead = queries.dead_workers(
-                connection, lease_s=self._settings.lease_s, stage_deadline_s=self._settings.stage_deadline_s
-            )
         groups: list[Group] = []
-        for worker_id in dead:
+        for worker_id in self._find_dead():
             with self._engine.begin() as connection:
                 ended = queries.end_worker(connection, worker_id)
                 taken = queries.take_back(connection, worker_id, crashes_allowed=CRASHES_ALLOWED)
@@ -60,6 +62,17 @@ class Rescuer:
                 log.warning("worker is dead or hangs, its jobs are taken back", worker=worker_id, jobs=len(taken))
             groups += taken
         return [Bell(g.stage, g.revision, g.recipe_id, g.canvas, recovered=True) for g in groups]
+
+    def _find_dead(self) -> list[str]:
+        """Workers that ended and hold jobs yet, whose lease ran out, or that hang while their heart beats."""
+        now_s = time.monotonic()
+        with reading(self._engine).connect() as connection:
+            ended, lives = queries.ended_holders(connection), queries.signs_of_life(connection)
+        beats = [Sign(life.id, life.seen_at, life.at - life.seen_at) for life in lives]
+        stages = [
+            Sign(life.id, life.stage_at, life.at - life.stage_at) for life in lives if life.stage_at is not None
+        ]  # fmt: skip
+        return list(dict.fromkeys([*ended, *self._beats.look(beats, now_s), *self._stages.look(stages, now_s)]))
 
     def _missing(self) -> list[Bell]:
         with reading(self._engine).connect() as connection:

@@ -203,7 +203,8 @@ def test_a_hung_stage_ends_the_process_and_another_finishes_its_jobs(post: Post)
         assert hung.returncode == STUCK
         assert post.said("KONTEXT_STAGE_DEADLINE_S") and post.said("in linger"), "it says what hung, and where"
         (post.folder / "hang-sample").unlink()
-        post.forget("hung")
+    post.forget("hung")
+    with post.dispatching():  # one that has not looked before
         post.worker("next")
         await_(lambda: post.succeeded() == 2)
     assert {row["crashes"] for row in post.rows()} == {1}
@@ -224,9 +225,10 @@ def test_a_worker_that_slept_beyond_its_lease_changes_nothing_and_ends(post: Pos
     zombie = post.worker("zombie")
     with post.dispatching():
         await_(lambda: post.began(Stage.SAMPLE, "zombie"))
-        post.freeze(zombie)
-        post.forget("zombie")
-        (post.folder / "hang-sample").unlink()
+    post.freeze(zombie)
+    post.forget("zombie")
+    (post.folder / "hang-sample").unlink()
+    with post.dispatching():  # one that has not looked before
         post.worker("other")
         await_(lambda: post.succeeded() == 4)
         before = post.rows()

@@ -37,7 +37,7 @@ def test_a_worker_that_ended_is_forgotten_after_a_month_unless_it_holds_jobs(see
     prune = Pruner(seed.engine)
     prune.tick()
     assert names(seed) == {"holder", "young", "alive"}
-    assert seed.do(queries.dead_workers, lease_s=60, stage_deadline_s=900) == ["holder"], "its job is not lost"
+    assert seed.do(queries.ended_holders) == ["holder"], "its job is not lost"
     add_worker(seed, "older")
     end(seed, "older", 400)
     prune.tick()

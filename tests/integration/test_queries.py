@@ -38,8 +38,9 @@ def retried(job: Claimed, delay_s: float = 0.0, **more: Any) -> Retried:
     return Retried(job.id, job.attempt, 0.1, "unavailable", "no route", delay_s, **more)
 
 
-def dead(seed: Seeder) -> list[str]:
-    return seed.do(queries.dead_workers, lease_s=15, stage_deadline_s=900)
+def silence_s(seed: Seeder) -> dict[str, float]:
+    """For how long the workers that have not ended were not heard of."""
+    return {life.id: life.at - life.seen_at for life in seed.do(queries.signs_of_life)}
 
 
 def ended(job: Claimed) -> Ended:
@@ -389,16 +390,22 @@ class TestRelease:
         seed.do(queries.retry, Stage.ENCODE, [retried(job, unit_limit=2) for job in first])
         assert [len(seed.claim(group, 8)) for _ in range(4)] == [2, 2, 4, 0]
 
-    def test_a_worker_that_hangs_in_a_stage_is_dead_though_its_heart_beats(self, seed: Seeder) -> None:
-        group = seed.queued(1)
+    def test_how_long_a_worker_is_in_its_stage_is_told_by_the_job_it_has_longest(self, seed: Seeder) -> None:
+        def stage_s() -> float | None:
+            (life,) = seed.do(queries.signs_of_life)
+            return None if life.stage_at is None else life.at - life.stage_at
+
+        group = seed.queued(2)
         TestWorkers().register(seed)
-        (job,) = seed.claim(group)
+        assert stage_s() is None
+        unit = seed.claim(group)
         with seed.engine.begin() as connection:
-            connection.execute(update(jobs).values(stage_at=now() - 100))
-        assert seed.do(queries.dead_workers, lease_s=15, stage_deadline_s=200) == []
-        assert seed.do(queries.dead_workers, lease_s=15, stage_deadline_s=99) == ["w"]
-        assert seed.do(queries.carry, Stage.ENCODE, [advanced(job)])
-        assert seed.do(queries.dead_workers, lease_s=15, stage_deadline_s=99) == []  # the next stage began
+            connection.execute(update(jobs).where(jobs.c.id == unit[0].id).values(stage_at=now() - 100))
+        assert stage_s() == pytest.approx(100, abs=20)
+        assert seed.do(queries.carry, Stage.ENCODE, [advanced(job) for job in unit])
+        assert stage_s() == pytest.approx(0, abs=20), "the next stage began"
+        seed.do(queries.hand_back, "w")
+        assert stage_s() is None
 
     def test_a_poisoned_job_gives_no_group_to_ring_for(self, seed: Seeder) -> None:
         group = seed.queued(1)
@@ -591,9 +598,9 @@ class TestWorkers:
     def test_a_heartbeat_keeps_a_worker_alive(self, seed: Seeder) -> None:
         self.register(seed)
         self.silence(seed, 20)
-        assert dead(seed) == ["w"] and seed.do(queries.live_workers, lease_s=15) == []
+        assert silence_s(seed) == {"w": pytest.approx(20, abs=4)} and seed.do(queries.live_workers, lease_s=15) == []
         assert seed.do(queries.beat, "w", rss_bytes=123)
-        assert dead(seed) == []
+        assert silence_s(seed) == {"w": pytest.approx(0, abs=10)}
         (worker,) = seed.do(queries.live_workers, lease_s=15)
         assert (worker.id, worker.rss_bytes, worker.pid, worker.stages) == ("w", 123, 7, "encode")
 
@@ -601,15 +608,18 @@ class TestWorkers:
         self.register(seed)
         assert seed.do(queries.end_worker, "w")
         assert not seed.do(queries.beat, "w", rss_bytes=1) and not seed.do(queries.end_worker, "w")
-        assert dead(seed) == []
+        assert seed.do(queries.signs_of_life) == seed.do(queries.ended_holders) == []
 
-    def test_an_ended_worker_that_still_holds_jobs_is_dead(self, seed: Seeder) -> None:
+    def test_an_ended_worker_that_still_holds_jobs_is_named(self, seed: Seeder) -> None:
         self.register(seed)
+        self.register(seed, "idle")
         seed.claim(seed.queued(1))
-        seed.do(queries.end_worker, "w")
-        assert dead(seed) == ["w"]
+        assert seed.do(queries.ended_holders) == []
+        for worker in ("w", "idle"):
+            seed.do(queries.end_worker, worker)
+        assert seed.do(queries.ended_holders) == ["w"]
         seed.do(queries.take_back, "w", crashes_allowed=2)
-        assert dead(seed) == []
+        assert seed.do(queries.ended_holders) == []
 
 
 class TestBacklog:

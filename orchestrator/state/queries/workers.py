@@ -1,10 +1,10 @@
-"""Workers, statement by statement: who registered, who was seen when, who is dead."""
+"""Workers, statement by statement: who registered, who was seen when, who ended."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, Double, and_, delete, literal, or_, select, update
+from sqlalchemy import Connection, Double, delete, func, literal, or_, select, update
 
 from orchestrator.state.database import now
 from orchestrator.state.tables import batches, in_state, jobs, workers
@@ -61,24 +61,41 @@ def prune_workers(connection: Connection, older_than_s: float, limit: int) -> in
     return connection.execute(delete(workers).where(workers.c.id.in_(old))).rowcount
 
 
-def dead_workers(connection: Connection, *, lease_s: float, stage_deadline_s: float) -> list[str]:
-    """Workers whose lease ran out, that hang in a stage while their heart beats, or ended and still hold jobs."""
-    silent = and_(workers.c.ended_at.is_(None), workers.c.seen_at < now() - literal(lease_s, Double))
-    holding = and_(
-        workers.c.ended_at.is_not(None),
-        select(jobs.c.id).where(in_state(JobState.RUNNING), jobs.c.worker_id == workers.c.id).exists(),
+@dataclass(frozen=True)
+class Life:
+    """What shows that a worker lives, in seconds of the database's clock: `at` is now.
+
+    `stage_at` is when the oldest stage that it works on began; None where it holds nothing.
+    """
+
+    id: str
+    seen_at: float
+    stage_at: float | None
+    at: float
+
+
+def signs_of_life(connection: Connection) -> list[Life]:
+    """Of every worker that has not ended. Whether it lives is for those to judge who have looked for a while."""
+    held = (
+        select(jobs.c.worker_id, func.min(jobs.c.stage_at).label("stage_at"))
+        .where(in_state(JobState.RUNNING), jobs.c.worker_id.is_not(None))
+        .group_by(jobs.c.worker_id)
+        .subquery()
     )
-    hanging = and_(
-        workers.c.ended_at.is_(None),
-        select(jobs.c.id)
-        .where(
-            in_state(JobState.RUNNING),
-            jobs.c.worker_id == workers.c.id,
-            jobs.c.stage_at < now() - literal(stage_deadline_s, Double),
-        )
-        .exists(),
+    statement = (
+        select(workers.c.id, workers.c.seen_at, held.c.stage_at, now())
+        .outerjoin(held, held.c.worker_id == workers.c.id)
+        .where(workers.c.ended_at.is_(None))
+        .order_by(workers.c.id)
     )
-    return list(connection.execute(select(workers.c.id).where(or_(silent, holding, hanging))).scalars())
+    return [Life(*row) for row in connection.execute(statement)]
+
+
+def ended_holders(connection: Connection) -> list[str]:
+    """Workers that ended and still hold jobs."""
+    held = select(jobs.c.worker_id).where(in_state(JobState.RUNNING), jobs.c.worker_id.is_not(None))
+    statement = select(workers.c.id).where(workers.c.id.in_(held), workers.c.ended_at.is_not(None))
+    return list(connection.execute(statement.order_by(workers.c.id)).scalars())
 
 
 def live_workers(connection: Connection, *, lease_s: float) -> list[Worker]:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Engine, update
+from sqlalchemy import Connection, Engine, update
 from structlog.testing import capture_logs
 
 from orchestrator import rescuer
@@ -17,7 +17,7 @@ from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.database import now
 from orchestrator.state.messages import Bell, queue_names
-from orchestrator.state.queries import Group
+from orchestrator.state.queries import Group, Life
 from orchestrator.state.tables import jobs, workers
 from orchestrator.state.transitions import BatchStatus, Stage
 from tests.integration.seeding import NUMERICS, RECIPE, REVISION, Seeder
@@ -105,10 +105,20 @@ def rung() -> list[Bell]:
     return []
 
 
+SETTINGS = Settings(broker_url="redis://nowhere/0", unit_size=8, heartbeat_s=3, lease_s=1000, stage_deadline_s=2000)
+
+
 @pytest.fixture
-def rescue(engine: Engine, broker: Broker, rung: list[Bell]) -> Rescuer:
-    settings = Settings(broker_url="redis://nowhere/0", unit_size=8, lease_s=1000)
-    return Rescuer(engine, settings, rung.extend)
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Our own clock, moved by hand: the database's goes on by itself."""
+    seconds = [50.0]
+    monkeypatch.setattr(rescuer.time, "monotonic", lambda: seconds[0])
+    return seconds
+
+
+@pytest.fixture
+def rescue(engine: Engine, broker: Broker, rung: list[Bell], clock: list[float]) -> Rescuer:
+    return Rescuer(engine, SETTINGS, rung.extend)
 
 
 def register(seed: Seeder, worker_id: str, *, silent_s: float = 0) -> None:
@@ -117,8 +127,52 @@ def register(seed: Seeder, worker_id: str, *, silent_s: float = 0) -> None:
         "numerics": NUMERICS,
     }  # fmt: skip
     seed.do(queries.register_worker, row)
+    if silent_s:
+        hush(seed, worker_id, silent_s)
+
+
+def hush(seed: Seeder, worker_id: str, silent_s: float) -> None:
+    """By the database's clock, let a worker have been silent so long."""
     with seed.engine.begin() as connection:
         connection.execute(update(workers).where(workers.c.id == worker_id).values(seen_at=now() - silent_s))
+
+
+def look(rescue: Rescuer, clock: list[float], *seconds: float) -> None:
+    """Look now, and again after each of these times."""
+    for pause_s in (0.0, *seconds):
+        clock[0] += pause_s
+        rescue.tick()
+
+
+class DatabaseClock:
+    """The database's clock as it is told, so much ahead of the real one from a leap on: the lid was closed, or it was
+    set. What was written before it leapt keeps its time."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+        self._written: dict[tuple[str, float], float] = {}
+        self._look = queries.signs_of_life
+
+    def _tell(self, name: str, at: float) -> float:
+        return at + self._written.setdefault((name, at), self.ahead_s)
+
+    def signs_of_life(self, connection: Connection) -> list[Life]:
+        return [
+            Life(
+                life.id,
+                self._tell(life.id, life.seen_at),
+                None if life.stage_at is None else self._tell(f"stage of {life.id}", life.stage_at),
+                life.at + self.ahead_s,
+            )
+            for life in self._look(connection)
+        ]
+
+
+@pytest.fixture
+def database_clock(monkeypatch: pytest.MonkeyPatch) -> DatabaseClock:
+    clock = DatabaseClock()
+    monkeypatch.setattr(queries, "signs_of_life", clock.signs_of_life)
+    return clock
 
 
 def wait(seed: Seeder, seconds: float) -> None:
@@ -141,7 +195,7 @@ class TestTicks:
         assert rung == [bell(ENCODE)] * 2
 
     def test_a_dead_workers_jobs_come_back_with_a_bell_each(
-        self, seed: Seeder, rescue: Rescuer, rung: list[Bell]
+        self, seed: Seeder, rescue: Rescuer, rung: list[Bell], clock: list[float]
     ) -> None:
         # Each is a suspect now and claimed alone.
         register(seed, "dead", silent_s=6000)
@@ -149,7 +203,7 @@ class TestTicks:
         group = seed.queued(5)
         seed.claim(group, 3, "dead")
         seed.claim(group, 2, "alive")
-        rescue.tick()
+        look(rescue, clock, 4.0)
         assert rung == [replace(bell(ENCODE), recovered=True)] * 3, "heard before all others"
         assert [row["state"] for row in seed.rows()] == ["queued"] * 3 + ["running"] * 2
         assert not seed.do(queries.beat, "dead", rss_bytes=0) and seed.do(queries.beat, "alive", rss_bytes=0)
@@ -162,7 +216,7 @@ class TestTicks:
     ) -> None:
         register(seed, "dead", silent_s=60)
         seed.claim(seed.queued(1), 1, "dead")
-        monkeypatch.setattr(queries, "dead_workers", lambda *_, **__: ["dead"])  # as both find it at once
+        monkeypatch.setattr(rescue, "_find_dead", lambda: ["dead"])  # as both find it at once
         with capture_logs() as said:
             rescue._take_back()
             rescue._take_back()
@@ -171,19 +225,18 @@ class TestTicks:
     def test_a_job_that_kills_its_workers_is_set_aside(self, seed: Seeder, rescue: Rescuer, rung: list[Bell]) -> None:
         group = seed.queued(1)
         for life in range(3):
-            register(seed, f"w{life}", silent_s=6000)
+            register(seed, f"w{life}")
             assert len(seed.claim(group, 8, f"w{life}")) == 1
+            seed.do(queries.end_worker, f"w{life}")
             rescue.tick()
         (row,) = seed.rows()
         assert (row["state"], row["code"], row["crashes"]) == ("failed", "poison", 3)
         assert "died 3 times" in row["message"] and len(rung) == 2
 
     def test_it_looks_once_a_second_however_often_it_is_called(
-        self, seed: Seeder, rescue: Rescuer, rung: list[Bell], monkeypatch: pytest.MonkeyPatch
+        self, seed: Seeder, rescue: Rescuer, rung: list[Bell], clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(rescuer, "INTERVAL_S", 1.0)
-        clock = [1000.0]
-        monkeypatch.setattr(rescuer.time, "monotonic", lambda: clock[0])
         rescue.tick()
         seed.queued(1)
         wait(seed, 2000)
@@ -200,3 +253,82 @@ class TestTicks:
         seed.do(queries.move_batch, "b", BatchStatus.PAUSED)
         rescue.tick()
         assert rung == []
+
+
+class TestLeases:
+    """A worker is dead that was silent for its lease while somebody looked; no clock alone kills."""
+
+    @pytest.fixture
+    def held(self, seed: Seeder) -> None:
+        register(seed, "w")
+        assert len(seed.claim(seed.queued(2), 2)) == 2
+
+    def states(self, seed: Seeder) -> set[tuple[str, int]]:
+        return {(row["state"], row["crashes"]) for row in seed.rows()}
+
+    @pytest.mark.usefixtures("held")
+    def test_a_closed_lid_or_a_clock_that_is_set_kills_nobody(
+        self, seed: Seeder, rescue: Rescuer, clock: list[float], database_clock: DatabaseClock
+    ) -> None:
+        for seconds in (3_600.0, 86_400.0, -3_600.0, 1_001.0):  # more than lease and stage deadline
+            look(rescue, clock, 1.0)
+            database_clock.ahead_s += seconds
+            look(rescue, clock, 1.0, 1.0)
+            assert seed.do(queries.beat, "w", rss_bytes=0), "it is alive when it wakes"
+            look(rescue, clock, 1.0)
+        assert self.states(seed) == {("running", 0)}
+
+    @pytest.mark.usefixtures("held")
+    @pytest.mark.parametrize("leap_s", [0.0, 3_600.0, -3_600.0])
+    def test_a_dead_worker_is_found_by_the_end_of_its_lease(
+        self, seed: Seeder, rescue: Rescuer, clock: list[float], database_clock: DatabaseClock, leap_s: float
+    ) -> None:
+        look(rescue, clock, *[100.0] * 4)
+        database_clock.ahead_s = leap_s
+        look(rescue, clock, *[100.0] * 5, 95.0)
+        assert self.states(seed) == {("running", 0)}
+        look(rescue, clock, 5.0)
+        assert self.states(seed) == {("queued", 1)}
+
+    @pytest.mark.usefixtures("held")
+    @pytest.mark.parametrize("silent_s", [600.0, 990.0])
+    def test_a_rescuer_that_starts_meanwhile_finds_it_as_soon(
+        self, seed: Seeder, rescue: Rescuer, clock: list[float], silent_s: float
+    ) -> None:
+        hush(seed, "w", silent_s)
+        look(rescue, clock, 1000.0 - silent_s - 5.0)
+        assert self.states(seed) == {("running", 0)}
+        look(rescue, clock, 5.0)
+        assert self.states(seed) == {("queued", 1)}
+
+    @pytest.mark.usefixtures("held")
+    def test_one_that_starts_as_a_machine_wakes_leaves_time_for_a_heartbeat(
+        self, seed: Seeder, rescue: Rescuer, clock: list[float]
+    ) -> None:
+        hush(seed, "w", 3_600.0)
+        look(rescue, clock, 1.0, 1.0, 1.0)
+        assert seed.do(queries.beat, "w", rss_bytes=0)
+        look(rescue, clock, 1.0, 300.0)
+        assert self.states(seed) == {("running", 0)}
+
+    @pytest.mark.usefixtures("held")
+    def test_nobody_dies_of_a_database_that_was_away(
+        self, seed: Seeder, rescue: Rescuer, clock: list[float], database_clock: DatabaseClock
+    ) -> None:
+        look(rescue, clock, 1.0)
+        clock[0] += 1_200.0
+        database_clock.ahead_s = 1_200.0
+        look(rescue, clock)
+        assert seed.do(queries.beat, "w", rss_bytes=0)
+        look(rescue, clock, 1.0)
+        assert self.states(seed) == {("running", 0)}
+
+    @pytest.mark.usefixtures("held")
+    def test_a_worker_that_hangs_in_a_stage_is_dead_though_its_heart_beats(
+        self, seed: Seeder, rescue: Rescuer, clock: list[float]
+    ) -> None:
+        for _ in range(4):
+            look(rescue, clock, 400.0)
+            assert self.states(seed) == {("running", 0)} and seed.do(queries.beat, "w", rss_bytes=0)
+        look(rescue, clock, 400.0)
+        assert self.states(seed) == {("queued", 1)}
