@@ -3,7 +3,7 @@
 Owns the threads that write. Refuses to end a batch that was reopened while its manifest was written, and to store a
 manifest of one that is being deleted. Any number of processes may close the same batch. An ended batch that something
 is decided in later has its manifest written anew.
-What cancelled jobs left in the cache is forgotten, where the cache answers; else its time to live ends it.
+What jobs that ended midway left in the cache is forgotten, where the cache answers; else its time to live ends it.
 """
 
 import threading
@@ -21,7 +21,7 @@ from orchestrator.state import queries
 from orchestrator.state.database import reading
 from orchestrator.state.messages import handoff_key
 from orchestrator.state.queries import Batch
-from orchestrator.state.transitions import BatchStatus, Stage
+from orchestrator.state.transitions import Stage
 from orchestrator.storage import StorageError
 
 # A manifest of a million lines takes a minute: others end beside it.
@@ -91,8 +91,7 @@ class Closer:
             found = queries.read_batch(connection, batch.id)
         if closed and found is not None:
             log.info("batch closed", batch=batch.id, status=found.status)
-            if found.status == BatchStatus.CANCELLED:
-                self._forget_handoffs(batch.id)
+            self._forget_handoffs(batch.id)
         if found is None or found.ended_at is None:
             return None
         # Also where a decision came meanwhile: of several writers the last one to end has seen all of them.
@@ -104,7 +103,7 @@ class Closer:
         cache = redis.Redis.from_url(self._settings.cache_url, socket_timeout=CACHE_S, socket_connect_timeout=CACHE_S)
         try:
             with cache, reading(self._engine).connect() as connection:
-                for ids in queries.cancelled_midway(connection, batch_id):
+                for ids in queries.ended_midway(connection, batch_id):
                     cache.unlink(*(handoff_key(batch_id, job_id, stage) for job_id in ids for stage in _LEFT_BY))
         except RedisError as error:
             log.warning("handoffs left to their time to live", batch=batch_id, error=str(error).partition("\n")[0])

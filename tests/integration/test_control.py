@@ -138,6 +138,31 @@ def test_what_cancelled_jobs_left_in_the_cache_is_forgotten(seed: Seeder, tmp_pa
         assert {job.batch_id for job, key in keys.items() if cache.exists(key)} == {"other"}
 
 
+def test_what_expired_and_poisoned_jobs_left_in_the_cache_goes_with_their_batch(
+    seed: Seeder, tmp_path: Path, valkey_url: str
+) -> None:
+    settings = Settings(window_jobs=64, unit_size=8, cache_url=valkey_url)
+    dispatcher = Dispatcher(seed.engine, settings, lambda bells: None)
+    seed.queued(3, results_uri=str(tmp_path / "b"))
+    unit = seed.claim(ENCODE)
+    seed.do(queries.advance, Stage.ENCODE, [Advanced(job.id, job.attempt, 0.1, "64x64") for job in unit])
+    keys = [handoff_key(job.batch_id, job.id, Stage.ENCODE) for job in unit]
+    with redis.Redis.from_url(valkey_url) as cache:
+        for key in (*keys, "kept"):
+            cache.set(key, b"latents")
+        sample = Group(Stage.SAMPLE, RECIPE, "64x64", REVISION)
+        assert len(seed.claim(sample, 1)) == 1
+        assert seed.do(queries.take_back, "w", crashes_allowed=0) == []
+        with seed.engine.begin() as connection:
+            connection.execute(update(batches).values(deadline_at=1.0))
+        dispatcher.tick()
+        dispatcher.tick()
+        dispatcher.wait()
+        assert seed.do(queries.read_batch, "b").status == S.COMPLETED
+        assert sorted(str(row["code"]) for row in seed.rows()) == ["expired", "expired", "poison"]
+        assert not cache.exists(*keys) and cache.delete("kept")
+
+
 def test_a_cache_that_is_away_keeps_no_batch_from_ending(seed: Seeder, tmp_path: Path) -> None:
     settings = Settings(window_jobs=64, unit_size=8, cache_url="redis://127.0.0.1:1/0")
     dispatcher = Dispatcher(seed.engine, settings, lambda bells: None)

@@ -100,11 +100,14 @@ def cancel_jobs(connection: Connection, batch_id: str, limit: int) -> int:
     return cancelled
 
 
-def cancelled_midway(connection: Connection, batch_id: str) -> Iterator[Sequence[int]]:
-    """Ids of a batch's cancelled jobs that an earlier stage may have left a handoff of, in pages."""
+def ended_midway(connection: Connection, batch_id: str) -> Iterator[Sequence[int]]:
+    """Ids of a batch's jobs that ended where an earlier stage may have left a handoff of them, in pages.
+
+    They were cancelled, expired or set aside; whoever fails at work drops what was left to it.
+    """
     statement = select(jobs.c.id).where(
         jobs.c.batch_id == batch_id,
-        jobs.c.state == JobState.CANCELLED,
+        jobs.c.state.in_((JobState.CANCELLED, JobState.FAILED)),
         jobs.c.stage.in_((Stage.SAMPLE, Stage.DECODE)),
     )
     yield from connection.execute(statement).scalars().partitions(PAGE_ROWS)
