@@ -16,12 +16,14 @@ from sqlalchemy import Engine
 from orchestrator.state import queries
 from orchestrator.state.database import reading
 from orchestrator.state.queries import Batch, BatchCounts
+from orchestrator.state.transitions import JobState
 
 # A count is good for so many times the time that it took.
 REST = 4.0
 # What takes longer is counted beside the request, which is told the count before.
 PATIENCE_S = 0.02
 REMEMBERED = 10_000
+PAGE_BATCHES = 1_000
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,19 @@ class Tallies:
         for batch in late:
             self._beside.submit(self._count, [batch])
         return {batch.id: found.get(batch.id) or self._known[batch.id].counts for batch in batches}
+
+    def totals(self) -> dict[JobState, int]:
+        """The jobs of all batches by state. Those of ended batches are not looked at: their counts are stored."""
+        with reading(self._engine).connect() as connection:
+            ended, others = queries.ended_totals(connection)
+        totals = dict.fromkeys(JobState, 0) | ended
+        for start in range(0, len(others), PAGE_BATCHES):
+            with reading(self._engine).connect() as connection:
+                page = queries.read_batches(connection, others[start : start + PAGE_BATCHES])
+            for counts in self.counts_of(page).values():
+                for state in JobState:
+                    totals[state] += getattr(counts, state)
+        return totals
 
     def _holds(self, batch: Batch, tally: _Tally) -> bool:
         if batch.ended_at is not None and tally.counts.ended == tally.counts.total:

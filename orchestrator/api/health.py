@@ -23,7 +23,8 @@ from orchestrator.api.resources import Open
 from orchestrator.state import migration, queries
 from orchestrator.state.database import reading
 from orchestrator.state.messages import queue_names
-from orchestrator.state.transitions import BatchStatus, JobState, Stage
+from orchestrator.state.transitions import BatchStatus, Stage
+from orchestrator.tallies import Tallies
 
 public = APIRouter(include_in_schema=False)
 router = open_router(include_in_schema=False)
@@ -55,7 +56,7 @@ def readyz(opened: Open) -> JSONResponse:
 def metrics(_: Reader, opened: Open) -> Response:
     """Prometheus text; 503 when SQL, which holds the numbers, does not answer."""
     registry = CollectorRegistry()
-    registry.register(Numbers(opened.engine, opened.broker, opened.settings.lease_s))
+    registry.register(Numbers(opened.engine, opened.broker, opened.service(Tallies), opened.settings.lease_s))
     try:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
     except SQLAlchemyError as error:
@@ -81,10 +82,13 @@ def check_broker(broker: "redis.Redis") -> None:
 
 
 class Numbers(Collector):
-    """What Prometheus asks for, read afresh at every scrape: any number of these processes may run."""
+    """What Prometheus asks for, read at every scrape: any number of these processes may run.
 
-    def __init__(self, engine: Engine, broker: "redis.Redis", lease_s: float) -> None:
-        self._engine, self._broker, self._lease_s = engine, broker, lease_s
+    No scrape looks through the backlog: queues and work at hand are counted, all else is told by the tallies.
+    """
+
+    def __init__(self, engine: Engine, broker: "redis.Redis", tallies: Tallies, lease_s: float) -> None:
+        self._engine, self._broker, self._tallies, self._lease_s = engine, broker, tallies, lease_s
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: registering this must not ask the database."""
@@ -92,13 +96,17 @@ class Numbers(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Gauges of jobs, batches, workers and queues. The queues' is left out while the broker does not answer."""
+        totals = self._tallies.totals()
         with reading(self._engine).connect() as connection:
-            jobs = dict(queries.count_jobs(connection))
+            depths = queries.stage_depths(connection)
             batches = queries.count_batches(connection)
             workers = queries.live_workers(connection, lease_s=self._lease_s)
             revisions = sorted({batch.revision for batch in queries.open_batches(connection)})
 
-        yield _gauge("kontext_jobs", "Jobs of all batches.", ("state", "stage"), {(s, ""): 0 for s in JobState} | jobs)
+        at_hand = {state for state, _ in depths}
+        jobs = {(str(state), ""): 0 if state in at_hand else count for state, count in totals.items()}
+        jobs |= {(str(state), str(stage)): count for (state, stage), count in depths.items()}
+        yield _gauge("kontext_jobs", "Jobs of all batches.", ("state", "stage"), jobs)
         yield _gauge("kontext_batches", "Batches.", ("status",), {(s,): batches.get(s, 0) for s in BatchStatus})
         roles = Counter(stage for worker in workers for stage in worker.stages.split(","))
         text = "Live workers; one of several stages counts for each."

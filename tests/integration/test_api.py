@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import json
+import re
 import threading
 import time
 import zipfile
@@ -727,3 +728,31 @@ def test_keys_are_made_shown_once_and_revoked(api: Api) -> None:
     assert api.client.delete(f"/v1/keys/{made['id']}").status_code == 204
     assert api.client.get("/v1/batches", headers=headers).status_code == 401
     assert [entry["action"] for entry in api.get("/v1/audit")["data"]] == ["key.revoke", "key.create"]
+
+
+def test_a_scrape_tells_all_jobs_and_counts_none_of_a_batch_that_has_ended(
+    api: Api, seed: Seeder, tmp_path: Path
+) -> None:
+    seed.batch("ended", jobs=3)
+    finish(seed, "ended", tmp_path / "ended")
+    assert seed.do(queries.close_batch, "ended", reopened=0, counts=seed.do(queries.count_by_state, "ended"))
+    seed.do(lambda connection: connection.execute(jobs.delete()))  # as good as unread
+    seed.batch("waiting", jobs=4)
+    seed.queued(2, "queued", recipe="another")
+    seed.batch("half", jobs=2)
+    finish(seed, "half", tmp_path / "half")
+    seed.batch("unread", jobs=1)
+    values = {"status": BatchStatus.FAILED, "ended_at": 1.0}
+    seed.do(lambda connection: connection.execute(update(batches).where(batches.c.id == "unread").values(values)))
+    told = {
+        tuple(re.findall(r'"(.*?)"', line)): float(line.split()[-1])
+        for line in api.client.get("/metrics").text.splitlines()
+        if line.startswith("kontext_jobs{")
+    }
+    assert {labels: count for labels, count in told.items() if count} == {
+        ("", "succeeded"): 3,
+        ("", "failed"): 2,
+        ("", "pending"): 5,
+        ("encode", "queued"): 2,
+    }
+    assert ("", "running") in told and ("decode", "running") in told, "what there is none of is told too"

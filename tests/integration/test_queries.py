@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event, select, text, update
 from orchestrator.state import queries
 from orchestrator.state.bulk import insert_jobs
 from orchestrator.state.database import now, open_database, reading
-from orchestrator.state.queries import AGING_S, Advanced, Claimed, Ended, Failed, Finished, Group, Retried
+from orchestrator.state.queries import AGING_S, Advanced, BatchCounts, Claimed, Ended, Failed, Finished, Group, Retried
 from orchestrator.state.queries.batches import PAGE_ROWS
 from orchestrator.state.tables import batches, jobs, workers
 from orchestrator.state.transitions import BatchStatus, JobState, Stage
@@ -499,11 +499,17 @@ class TestViews:
         seed.do(queries.fail, Stage.ENCODE, [failed(job)])
         assert not seed.do(queries.unfinished, "b")
 
-    def test_jobs_of_all_batches_are_counted_by_state_and_stage(self, seed: Seeder) -> None:
+    def test_a_batch_keeps_its_counts_or_is_named(self, seed: Seeder) -> None:
         bring_to_sample(seed, 2)
-        seed.batch("c", jobs=3)
-        assert seed.do(queries.count_jobs) == {("running", "sample"): 2, ("pending", ""): 3}
-        assert seed.do(queries.count_batches) == {"running": 2}
+        seed.batch("c")
+        seed.batch("d")
+        totals, others = seed.do(queries.ended_totals)
+        assert set(totals.values()) == {0} and sorted(others) == ["b", "c", "d"]
+        kept = {"c": BatchCounts(7, succeeded=4, failed=2, cancelled=1), "d": BatchCounts(1, failed=1)}
+        for name, counts in kept.items():
+            assert seed.do(queries.close_batch, name, reopened=0, counts=counts)
+        assert seed.do(queries.ended_totals) == ({"succeeded": 4, "failed": 3, "cancelled": 1}, ["b"])
+        assert seed.do(queries.count_batches) == {"running": 1, "completed": 2}
 
     def test_pages_by_key_give_every_job_once_in_the_catalogues_order(self, seed: Seeder) -> None:
         count = 2 * PAGE_ROWS + 17

@@ -6,16 +6,36 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, case, func, literal_column, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    RowMapping,
+    Text,
+    case,
+    cast,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    tuple_,
+    union_all,
+    update,
+)
 
 from orchestrator.state.database import insert_new, now, reading, storable
 from orchestrator.state.queries.outbox import tell_of_batch
 from orchestrator.state.tables import batches, jobs
-from orchestrator.state.transitions import BATCH_MOVES, OPEN_BATCH, BatchStatus, Event, JobState
+from orchestrator.state.transitions import BATCH_MOVES, ENDED, OPEN_BATCH, BatchStatus, Event, JobState
 
 PAGE_ROWS = 1000
 # What a calendar shows.
 FIRST_MOMENT_S, LAST_MOMENT_S = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (1, 9999))
+_KEPT_COUNT = {
+    "sqlite": "json_extract(ended_counts, '$.{}')",
+    "postgresql": "CAST(CAST(ended_counts AS json) ->> '{}' AS bigint)",
+}
 _TOLD: Mapping[BatchStatus, Event] = {
     BatchStatus.PAUSED: Event.BATCH_PAUSED,
     BatchStatus.FAILED: Event.BATCH_FAILED,
@@ -264,6 +284,28 @@ def last_end(connection: Connection, batch_id: str) -> float | None:
 def count_batches(connection: Connection) -> Mapping[str, int]:
     """Batches by status."""
     return dict(connection.execute(select(batches.c.status, func.count()).group_by(batches.c.status)).all())
+
+
+def ended_totals(connection: Connection) -> tuple[dict[JobState, int], list[str]]:
+    """The jobs of all ended batches by state, as these batches keep them; and the ids of the batches that keep none.
+
+    The latter are open, or could not be read as a whole. Each batch is in one of the two, whatever ends meanwhile: it
+    is one statement, which reads a row a batch.
+    """
+    kept = batches.c.ended_counts.is_not(None)
+    number = _KEPT_COUNT[connection.dialect.name]
+    sums: list[ColumnElement[Any]] = [
+        func.coalesce(func.sum(literal_column(number.format(state))), 0) for state in ENDED
+    ]
+    whole = select(cast(null(), Text), *sums).where(kept)
+    others = select(batches.c.id, *(literal_column("0") for _ in ENDED)).where(~kept)
+    totals, ids = dict.fromkeys(ENDED, 0), []
+    for batch_id, *row in connection.execute(union_all(whole, others)):
+        if batch_id is None:
+            totals = {state: int(count) for state, count in zip(ENDED, row, strict=True)}
+        else:
+            ids.append(batch_id)
+    return totals, ids
 
 
 def stream_jobs(engine: Engine, batch_id: str, *, states: Sequence[JobState] = ()) -> Iterator[RowMapping]:

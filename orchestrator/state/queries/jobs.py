@@ -14,7 +14,6 @@ from sqlalchemy import (
     Double,
     and_,
     bindparam,
-    case,
     func,
     insert,
     literal,
@@ -257,13 +256,6 @@ def unfinished(connection: Connection, batch_id: str) -> bool:
         if connection.execute(statement).first() is not None:
             return True
     return False
-
-
-def count_jobs(connection: Connection) -> Mapping[tuple[str, str], int]:
-    """Jobs of all batches by (state, stage); the stage is empty where it says nothing."""
-    stage = case((jobs.c.state.in_((JobState.QUEUED, JobState.RUNNING)), jobs.c.stage), else_="")
-    statement = select(jobs.c.state, stage, func.count()).group_by(jobs.c.state, stage)
-    return {(state, name): count for state, name, count in connection.execute(statement)}
 
 
 def _write(connection: Connection, move: str, stage: Stage, ends: Sequence[Ended], **more: Any) -> set[int]:
