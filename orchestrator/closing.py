@@ -13,12 +13,11 @@ import redis
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
 from orchestrator.manifest import Overtaken, write_manifest
 from orchestrator.settings import Settings
 from orchestrator.state import queries
-from orchestrator.state.database import reading
+from orchestrator.state.database import DATABASE_AWAY, reading
 from orchestrator.state.messages import handoff_key
 from orchestrator.state.queries import Batch
 from orchestrator.state.transitions import Stage
@@ -32,6 +31,7 @@ LONGEST_DELAY_S = 300.0
 TELLING_INTERVAL_S = 2.0
 TOLD_AT_ONCE = 100
 CACHE_S = 5.0
+_AWAY: tuple[type[Exception], ...] = (StorageError, OSError, *DATABASE_AWAY)
 _LEFT_BY = (Stage.ENCODE, Stage.SAMPLE)
 log = structlog.get_logger("closing")
 
@@ -67,7 +67,7 @@ class Closer:
                 batch = again
         except Overtaken as overtaken:  # whoever reopened or deletes it sees to it
             log.info("batch not closed", batch=batch.id, reason=str(overtaken))
-        except (StorageError, OSError, DBAPIError) as error:
+        except _AWAY as error:
             times = self._failed.get(batch.id, (0, 0.0))[0] + 1
             delay_s = min(LONGEST_DELAY_S, 2.0 ** min(times, 10))
             self._failed[batch.id] = times, time.monotonic() + delay_s

@@ -14,11 +14,10 @@ from importlib.metadata import version
 import structlog
 import urllib3
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
 from orchestrator.settings import Settings
 from orchestrator.state import queries
-from orchestrator.state.database import reading
+from orchestrator.state.database import DATABASE_AWAY, reading
 from orchestrator.state.queries import ClaimedDelivery
 from orchestrator.state.transitions import DeliveryState
 from orchestrator.storage.outward import OutwardError, ask, check_host, read_url
@@ -94,7 +93,7 @@ class Deliverer:
                 taken = self._deliver(webhook_id, claimed)
                 if self._crowded and (not taken or time.monotonic() >= until_s):
                     return
-        except DBAPIError as error:  # its lease runs out, and it is sent again
+        except DATABASE_AWAY as error:  # its lease runs out, and it is sent again
             log.warning("delivery left alone", webhook=webhook_id, error=str(error).partition("\n")[0])
 
     def _deliver(self, webhook_id: str, claimed: ClaimedDelivery) -> bool:

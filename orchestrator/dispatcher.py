@@ -16,17 +16,16 @@ from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
-from orchestrator.closing import Closer
+from orchestrator.closing import WRITERS, Closer
 from orchestrator.control import break_off, cancel_unread, enforce, fail_abandoned
-from orchestrator.deliverer import Deliverer
+from orchestrator.deliverer import LANES, Deliverer
 from orchestrator.pruner import Pruner
 from orchestrator.rescuer import Rescuer
-from orchestrator.scheduler import Scheduler
+from orchestrator.scheduler import THREADS, Scheduler
 from orchestrator.settings import Settings
 from orchestrator.state import patience, queries
-from orchestrator.state.database import open_database, reading, take_turn
+from orchestrator.state.database import DATABASE_AWAY, open_database, reading, take_turn
 from orchestrator.state.messages import Bell, bells_needed, broker_options, ring
 from orchestrator.state.queries import AGING_S, Batch
 from orchestrator.state.transitions import BatchStatus, Stage
@@ -40,6 +39,8 @@ BREAKER_INTERVAL_S = 1.0
 # How often rows are looked for that no catalogue stands behind any more.
 UNREAD_INTERVAL_S = 5.0
 STOP_S = 10.0
+# One for each thread of the process: none waits for another's connection.
+POOL_SIZE = 1 + WRITERS + THREADS + LANES
 log = structlog.get_logger("dispatcher")
 
 
@@ -193,7 +194,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     A database or broker that is away is waited for; one that says nothing is given up and asked anew.
     """
     assert settings.database_url is not None and settings.broker_url is not None
-    engine = open_database(settings.database_url, relaxed=True)
+    engine = open_database(settings.database_url, pool_size=POOL_SIZE, relaxed=True)
     patience.watch(engine)
     app = Celery("kontext", set_as_current=False)
     app.conf.update(broker_options(settings.broker_url))
@@ -208,7 +209,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
             deliverer.tick()
             rescuer.tick()
             pruner.tick()
-        except (DBAPIError, BrokerError, RedisError, OSError) as error:
+        except (*DATABASE_AWAY, BrokerError, RedisError, OSError) as error:
             log.warning("waiting for database or broker", error=str(error).partition("\n")[0])
             stop.wait(1)
         stop.wait(INTERVAL_S)

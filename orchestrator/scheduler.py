@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import structlog
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
 from orchestrator.batches import new_batch_id
 from orchestrator.fire_times import FireTimeError, due_fires, next_fire
@@ -22,7 +21,7 @@ from orchestrator.scheduled_batch import Unusable, make_batch
 from orchestrator.settings import Settings
 from orchestrator.state import queries
 from orchestrator.state.clock import show_time
-from orchestrator.state.database import reading, tellable
+from orchestrator.state.database import DATABASE_AWAY, reading, tellable
 from orchestrator.state.queries import Run, Schedule
 from orchestrator.state.transitions import BatchStatus, Missed, Overlap, RunState
 
@@ -115,7 +114,7 @@ class Scheduler:
     def _guard(self, run: Run, work: Callable[[Run], None]) -> None:
         try:
             work(run)
-        except DBAPIError as error:  # the lease runs out, and somebody tries again
+        except DATABASE_AWAY as error:  # the lease runs out, and somebody tries again
             log.warning("run left alone", run=run.id, error=str(error).partition("\n")[0])
 
     def _admit(self, run: Run) -> bool:
@@ -148,7 +147,7 @@ class Scheduler:
                 self._release(run, str(problem), FIRST_DELAY_S * 2**run.tries)
             else:
                 self._fail(run, str(problem))
-        except DBAPIError:
+        except DATABASE_AWAY:
             raise
         except Exception as error:
             log.exception("run failed", run=run.id, schedule=run.schedule)

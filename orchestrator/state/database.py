@@ -9,6 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, Double, Engine, Table, create_engine, event, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -16,6 +18,9 @@ from orchestrator.redaction import redact
 
 SQLITE_BUSY_TIMEOUT_S = 30
 TEXT_MAX_CHARACTERS = 2_000
+DATABASE_AWAY: tuple[type[Exception], ...] = (DBAPIError, PoolTimeout)
+"""What a statement raises that a database does not answer; the second is told to who waits for a connection meanwhile,
+while others' statements wait on all of them."""
 # A server whose host is gone sends no reset: it is given up after half a minute, not after TCP's two hours.
 _KEEPALIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
@@ -65,7 +70,7 @@ def open_database(url: str, *, pool_size: int = 4, relaxed: bool = False) -> Eng
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        return _open_sqlite(url, Path(parsed.database or "").parent)
+        return _open_sqlite(url, Path(parsed.database or "").parent, pool_size)
     if parsed.get_backend_name() == "postgresql":
         arguments: dict[str, Any] = {"connect_timeout": 10, **_KEEPALIVE}
         if relaxed:
@@ -74,9 +79,10 @@ def open_database(url: str, *, pool_size: int = 4, relaxed: bool = False) -> Eng
     raise ValueError(f"{parsed.get_backend_name()} is no database we know; use sqlite:///… or postgresql://…")
 
 
-def _open_sqlite(url: str, folder: Path) -> Engine:
+def _open_sqlite(url: str, folder: Path, pool_size: int) -> Engine:
     folder.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S, "check_same_thread": False})
+    arguments = {"timeout": SQLITE_BUSY_TIMEOUT_S, "check_same_thread": False}
+    engine = create_engine(url, pool_size=pool_size, connect_args=arguments)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:

@@ -1,19 +1,28 @@
-"""How many connections of its database a request holds: one at a time, and none while its caller reads slowly."""
+"""How many connections of its database a request holds: one at a time, and none while its caller reads slowly.
 
+And what dispatchers do while all of theirs are in use: they wait, as for a database that is away.
+"""
+
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, update
+from structlog.testing import capture_logs
 
-from orchestrator import manifest
+from orchestrator import dispatcher, manifest
 from orchestrator.access.scopes import Scope
 from orchestrator.api import exports
 from orchestrator.api.access import Caller
 from orchestrator.api.watcher import Watcher
+from orchestrator.closing import Closer
+from orchestrator.deliverer import Deliverer
+from orchestrator.settings import Settings
 from orchestrator.state import database, queries
 from orchestrator.state.tables import jobs
+from orchestrator.state.transitions import BatchStatus
 from tests.integration.api_client import Api, open_api
 from tests.integration.seeding import Seeder
 from tests.waiting import PATIENCE_S, wait_until
@@ -22,10 +31,15 @@ PAGE = {"accept": "text/html"}
 
 
 @pytest.fixture
-def api(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    """An API with one connection in all: whoever asks for a second while it holds one waits for it in vain."""
+def one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Databases are opened with one connection in all: whoever asks for another one waits for it in vain."""
     create, narrow = database.create_engine, {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.1}
     monkeypatch.setattr(database, "create_engine", lambda url, **given: create(url, **{**given, **narrow}))
+
+
+@pytest.fixture
+def api(engine: Engine, tmp_path: Path, one_connection: None) -> Iterator[Api]:
+    """An API with one connection in all."""
     with open_api(engine, tmp_path) as api:
         yield api
 
@@ -105,3 +119,50 @@ def test_a_watcher_that_got_no_connection_looks_again(api: Api, seed: Seeder, mo
             raise
     standing = listener.result(PATIENCE_S)
     assert standing is not None and standing.batch.id == "b"
+
+
+@pytest.fixture
+def narrow(engine: Engine, one_connection: None) -> Iterator[Engine]:
+    """The database under test, with one connection in all."""
+    narrow = database.open_database(engine.url.render_as_string(hide_password=False))
+    yield narrow
+    narrow.dispose()
+
+
+def test_a_dispatcher_whose_connections_are_all_in_use_waits_for_one(
+    seed: Seeder, narrow: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "open_database", lambda *_, **__: narrow)
+    url = narrow.url.render_as_string(hide_password=False)
+    settings = Settings(home=tmp_path, database_url=url, broker_url="redis://127.0.0.1:1/0")
+    seed.batch(jobs=2)
+    stop = threading.Event()
+    serving = threading.Thread(target=dispatcher.serve, args=(settings, stop))
+    with capture_logs() as said:
+        with narrow.connect():
+            serving.start()
+            wait_until(lambda: any("QueuePool" in each.get("error", "") for each in said), "it says what it waits for")
+            assert serving.is_alive()
+        try:
+            wait_until(lambda: seed.do(queries.in_flight) == {"b": 2}, "it goes on")
+        finally:
+            stop.set()
+            serving.join(PATIENCE_S)
+
+
+def test_its_threads_leave_to_later_what_they_have_no_connection_for(
+    seed: Seeder, narrow: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = seed.batch(results_uri=str(tmp_path / "b"))
+    closer, deliverer = Closer(narrow, Settings()), Deliverer(narrow, Settings())
+    with narrow.connect():
+        closer.begin(batch)
+        closer.wait()  # a thread that ends by an exception fails this test
+        deliverer._serve("webhook")
+    assert seed.do(queries.read_batch, "b").status == BatchStatus.RUNNING
+
+
+def test_a_dispatcher_has_a_connection_for_each_of_its_threads() -> None:
+    for kind, url in (("sqlite", "sqlite:////tmp/none.db"), ("postgresql", "postgresql+psycopg://nobody@nowhere/none")):
+        opened = database.open_database(url, pool_size=dispatcher.POOL_SIZE)
+        assert (opened.pool.size(), opened.dialect.name) == (24, kind)  # type: ignore[attr-defined]

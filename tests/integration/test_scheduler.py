@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, func, select, update
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from orchestrator import control, dispatcher, scheduled_batch, schedules, webhooks
 from orchestrator import scheduler as scheduler_module
@@ -266,6 +267,21 @@ class TestFailures:
         monkeypatch.setattr(scheduler_module, "make_batch", fail)
         night.tick()
         assert night.run().reason == "unexpected RuntimeError: bug"
+
+    def test_a_run_that_finds_no_free_connection_is_left_for_the_next_try(self, night: Night) -> None:
+        def wait_in_vain(*_: Any) -> None:
+            raise PoolTimeout("QueuePool limit of size 4 overflow 10 reached")
+
+        night.write("a")
+        night.plan()
+        schedules.fire(night.engine, "nightly")
+        with pytest.MonkeyPatch.context() as stalled:
+            stalled.setattr(scheduler_module, "make_batch", wait_in_vain)
+            night.tick()
+        assert (night.run().state, night.run().reason) == (S.STARTING, None)
+        night.let_lease_end()
+        night.tick()
+        assert night.run().state == S.STARTED
 
     def test_what_kills_every_scheduler_is_given_up(self, night: Night) -> None:
         night.plan()
