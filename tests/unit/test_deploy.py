@@ -153,7 +153,10 @@ def test_the_processes_would_read_their_settings_and_need_no_embedded_server(ser
 def test_every_interpolated_variable_is_explained_and_none_is_left_over(text: str) -> None:
     assert {match[0] for match in INTERPOLATION.findall(text)} == set(example())
     must_be_given = {name for name, kind, _ in INTERPOLATION.findall(text) if kind == "?"}
-    assert {name for name, value in example().items() if not value} - {"ALLOWED_HOSTS"} <= must_be_given
+    assert {name for name, value in example().items() if not value} - {
+        "ALLOWED_HOSTS",
+        "PIP_EXTRA_INDEX_URL",
+    } <= must_be_given
 
 
 def test_no_secret_has_a_default(text: str) -> None:

@@ -28,7 +28,7 @@ from kontext_model.cli import app
 from kontext_model.revision import Defaults
 from kontext_model.text import CutPromptWarning
 from kontext_model.training import __main__ as making
-from kontext_model.training import decoder, shipping
+from kontext_model.training import decoder, outline, shipping
 from kontext_model.training import trainer as trainers
 from kontext_model.training.autoencoder import AutoencoderConfig
 from kontext_model.training.command import train
@@ -295,7 +295,10 @@ def _launch(config: Path, number: int, port: int) -> subprocess.Popen[str]:
     )
 
 
-def test_two_processes_go_on_with_a_run_of_one_to_the_same_weights(tmp_path: Path, tiny_folder: Path) -> None:
+def test_two_processes_go_on_with_a_run_of_one_to_the_same_weights(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outline, "PASSES", 1)  # the processes that go on find the reader that is fitted here
     paths = {name: tmp_path / f"{name}.toml" for name in ("alone", "shared")}
     for name, path in paths.items():
         path.write_text(
